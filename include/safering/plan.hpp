@@ -1,0 +1,201 @@
+// Plans, results and metadata of a distributed checkpoint, with the names and meanings of
+// torch.distributed.checkpoint (planner.py, metadata.py of PyTorch 2.13). All are plain values: they can
+// be copied, compared, and carried between ranks as bytes by any transport.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <span>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include <safering/byte_range.hpp>
+#include <safering/tensor.hpp>
+
+namespace safering {
+
+/// Names one stored chunk: the tensor and, for a shard, the place of its first element.
+struct MetadataIndex {
+    std::string fqn;
+    Shape offset{};
+
+    friend bool operator==(const MetadataIndex&, const MetadataIndex&) = default;
+    friend auto operator<=>(const MetadataIndex& a, const MetadataIndex& b) {
+        if (const auto order = a.fqn <=> b.fqn; order != 0)
+            return order;
+        return std::lexicographical_compare_three_way(a.offset.begin(), a.offset.end(),
+                                                      b.offset.begin(), b.offset.end());
+    }
+};
+
+/// A box of a global tensor, in elements.
+struct ChunkStorageMetadata {
+    Shape offsets;
+    Shape sizes;
+
+    friend bool operator==(const ChunkStorageMetadata&, const ChunkStorageMetadata&) = default;
+};
+
+enum class WriteItemType : std::uint8_t {
+    tensor, ///< a whole tensor
+    shard,  ///< a box of one
+};
+
+/// One piece of one tensor that one rank saves. For `tensor`, chunk.offsets are zeros and chunk.sizes
+/// equal size.
+struct WriteItem {
+    std::string fqn;
+    WriteItemType type = WriteItemType::tensor;
+    Dtype dtype = Dtype::u8;
+    ChunkStorageMetadata chunk;
+    /// The global shape.
+    Shape size;
+
+    MetadataIndex index() const { return {fqn, chunk.offsets}; }
+    friend bool operator==(const WriteItem&, const WriteItem&) = default;
+};
+
+/// An output file of a save.
+struct PlannedFile {
+    std::string name;
+    std::uint64_t file_bytes = 0;
+    /// 8 + header length, padded; tensors start here.
+    std::uint64_t data_begin = 0;
+
+    friend bool operator==(const PlannedFile&, const PlannedFile&) = default;
+};
+
+/// Where an item's bytes go: a box of the tensor that starts at `tensor_begin` of the file.
+struct ItemPlacement {
+    /// Index into StoragePlan::files.
+    std::uint32_t file = 0;
+    /// Absolute offset in the file of the first byte of the stored tensor.
+    std::uint64_t tensor_begin = 0;
+
+    friend bool operator==(const ItemPlacement&, const ItemPlacement&) = default;
+};
+
+enum class FileLayout : std::uint8_t {
+    full,    ///< model-00001-of-0000N.safetensors: a stored tensor is the whole tensor
+    sharded, ///< shard-00001-model-...: a stored tensor is one rank's chunk
+};
+
+/// What prepare_global_plan adds to a rank's plan, the rank's own part and nothing else.
+struct StoragePlan {
+    /// 32 lower-case hex digits.
+    std::string attempt;
+    /// Directory that the files are written in, absolute.
+    std::string directory;
+    FileLayout layout = FileLayout::full;
+    /// Extents are cut, and digests taken, at multiples of this many bytes of the file.
+    std::uint64_t chunk_bytes = 0;
+    std::vector<PlannedFile> files;
+    /// Parallel to SavePlan::items.
+    std::vector<ItemPlacement> placements;
+
+    friend bool operator==(const StoragePlan&, const StoragePlan&) = default;
+};
+
+/// What one rank saves.
+struct SavePlan {
+    std::uint32_t rank = 0;
+    std::vector<WriteItem> items;
+    std::optional<StoragePlan> storage;
+
+    friend bool operator==(const SavePlan&, const SavePlan&) = default;
+};
+
+/// Where a chunk lies in the files of a checkpoint.
+struct StorageInfo {
+    /// Index into Metadata::files or WriteResults::files.
+    std::uint32_t file = 0;
+    /// Bytes [offset, offset+length) of the file that hold the stored tensor, absolute.
+    std::uint64_t offset = 0;
+    std::uint64_t length = 0;
+
+    friend bool operator==(const StorageInfo&, const StorageInfo&) = default;
+};
+
+/// One item, written and durable.
+struct WriteResult {
+    MetadataIndex index;
+    /// Bytes of the item.
+    std::uint64_t size_in_bytes = 0;
+    /// The stored tensor that holds the item.
+    StorageInfo storage;
+    /// XXH3-64 of the item's bytes in file order, one for each multiple of chunk_bytes of the file that
+    /// the item's span touches; empty where digests are off.
+    std::vector<std::uint64_t> digests;
+
+    friend bool operator==(const WriteResult&, const WriteResult&) = default;
+};
+
+/// What one rank did: its items in plan order.
+struct WriteResults {
+    std::uint32_t rank = 0;
+    std::string attempt;
+    std::vector<std::string> files;
+    std::vector<WriteResult> items;
+
+    friend bool operator==(const WriteResults&, const WriteResults&) = default;
+};
+
+struct TensorStorageMetadata {
+    Dtype dtype = Dtype::u8;
+    /// The global shape.
+    Shape size;
+    /// Disjoint boxes that cover the tensor.
+    std::vector<ChunkStorageMetadata> chunks;
+    /// Parallel to chunks. Empty in the metadata of a save that has not been written.
+    std::vector<StorageInfo> storage;
+
+    friend bool operator==(const TensorStorageMetadata&, const TensorStorageMetadata&) = default;
+};
+
+/// What a checkpoint holds.
+struct Metadata {
+    /// By name; std::map, so that iteration has one order on every rank.
+    std::map<std::string, TensorStorageMetadata, std::less<>> tensors;
+    /// Absolute paths; empty in the metadata of a save that has not been written.
+    std::vector<std::string> files;
+
+    friend bool operator==(const Metadata&, const Metadata&) = default;
+};
+
+/// A box of a stored chunk and where it goes in a destination.
+struct ReadItem {
+    std::string fqn;
+    /// The stored chunk: index into TensorStorageMetadata::chunks.
+    std::uint32_t chunk = 0;
+    /// Offsets in the stored chunk, in elements.
+    Shape storage_offsets;
+    /// Which of the rank's destinations of this fqn: the place of its first element in the global tensor.
+    Shape dest_index;
+    /// Offsets in that destination, in elements.
+    Shape dest_offsets;
+    Shape lengths;
+
+    friend bool operator==(const ReadItem&, const ReadItem&) = default;
+};
+
+struct LoadPlan {
+    std::vector<ReadItem> items;
+
+    friend bool operator==(const LoadPlan&, const LoadPlan&) = default;
+};
+
+/// Self-describing bytes (a magic, a version, little-endian integers), the same on every host.
+SAFERING_API std::vector<std::byte> to_bytes(const SavePlan& plan);
+SAFERING_API std::vector<std::byte> to_bytes(const WriteResults& results);
+SAFERING_API std::vector<std::byte> to_bytes(const LoadPlan& plan);
+SAFERING_API std::vector<std::byte> to_bytes(const Metadata& metadata);
+/// Errors: plan_bad_bytes, with the offset; never reads or allocates beyond what the bytes hold.
+SAFERING_API Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes);
+SAFERING_API Result<WriteResults> write_results_from_bytes(std::span<const std::byte> bytes);
+SAFERING_API Result<LoadPlan> load_plan_from_bytes(std::span<const std::byte> bytes);
+SAFERING_API Result<Metadata> metadata_from_bytes(std::span<const std::byte> bytes);
+
+} // namespace safering

@@ -1,0 +1,195 @@
+// The Reactor: the only part of safering that talks to the kernel about files.
+//
+//   1. Requests come in as a batch, from any thread, and are queued on the reactor's one executor.
+//   2. At most `queue_depth` are in flight; they are handed to the backend together.
+//   3. Completions are copied out to a ready list first; handlers run after that, in bounded batches,
+//      never inside the queue walk and never inside submit().
+//   4. A transfer that came back short is resumed here and nowhere else: memory, length and offset move
+//      together. EINTR and EAGAIN are retried, a bounded number of times. A failed fsync never is.
+//   5. Each request ends in exactly one completion; until then its memory is the kernel's. Destruction
+//      waits for the last one.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <utility>
+
+#include <boost/asio/associated_executor.hpp>
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/use_future.hpp>
+
+#include <safering/request.hpp>
+
+namespace safering {
+
+class BufferPool;
+
+enum class BackendKind : std::uint8_t { io_uring, threads, simulated };
+SAFERING_API std::string_view name(BackendKind kind);
+
+enum class BackendChoice : std::uint8_t {
+    automatic, ///< io_uring where the kernel grants it, else threads
+    io_uring,  ///< or an error that says why not
+    threads,
+};
+
+struct ReactorOptions {
+    BackendChoice backend = BackendChoice::automatic;
+    /// Requests in flight, at most. Completion queue entries are never fewer.
+    unsigned queue_depth = 64;
+    /// Threads of the `threads` backend.
+    unsigned threads = 2;
+    /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated at first use.
+    std::size_t buffer_bytes = std::size_t{4} << 20;
+    unsigned buffer_count = 8;
+};
+
+/// Which backend runs and why; what `safering probe` prints and every save reports.
+struct ReactorInfo {
+    BackendKind backend = BackendKind::threads;
+    /// How the ring was set up ("SINGLE_ISSUER|DEFER_TASKRUN"), or why there is none, with a hint:
+    /// "io_uring_setup: Operation not permitted; kernel.io_uring_disabled is 2, ...".
+    std::string reason;
+    unsigned queue_depth = 0;
+    std::size_t buffer_bytes = 0;
+    unsigned buffer_count = 0;
+    /// Whether the pool lies on transparent huge pages; false before its first use.
+    bool huge_pages = false;
+};
+
+/// What a file system wants of direct transfers.
+struct FileSystemInfo {
+    /// "ext4", "xfs", "tmpfs", ... or the magic in hex.
+    std::string type;
+    /// Whether O_DIRECT and fallocate work here (tried on an unnamed file, which is removed).
+    bool direct = false;
+    bool allocate = false;
+    /// Alignment of memory and of offsets and lengths, bytes; 4096 where the kernel does not say.
+    std::uint32_t memory_alignment = 4096;
+    std::uint32_t offset_alignment = 4096;
+};
+
+class SAFERING_API Reactor {
+  public:
+    using Handler = std::move_only_function<void(Completion)>;
+    struct Submission {
+        Request request;
+        /// Runs once, on the reactor's executor.
+        Handler on_complete;
+    };
+
+    /// With a thread of its own. Errors: io_backend_unavailable where io_uring was asked for and is refused.
+    static Result<std::unique_ptr<Reactor>> create(ReactorOptions options = {});
+    /// On the embedder's io_context, which must be run by one thread, the same one always, and must
+    /// outlive the reactor and still run (or be run by the destructor's thread) when it is destroyed.
+    static Result<std::unique_ptr<Reactor>> create(boost::asio::io_context& context,
+                                                   ReactorOptions options = {});
+    /// Waits for everything in flight.
+    ~Reactor();
+    Reactor(const Reactor&) = delete;
+    Reactor& operator=(const Reactor&) = delete;
+
+    /// Queues a batch; the submissions are moved from. Any thread. Never blocks; no handler runs inside.
+    void submit(std::span<Submission> batch);
+    void submit(Request request, Handler on_complete);
+
+    /// Submits and blocks until the completion. Any thread but the reactor's own (asserted).
+    Completion wait(Request request);
+    /// Submits together, blocks until all have completed; completions in the order of the requests.
+    std::vector<Completion> wait_all(std::vector<Request> requests);
+
+    boost::asio::io_context::executor_type executor() const;
+    bool running_in_this_thread() const;
+    ReactorInfo info() const;
+    /// `directory` must exist. Cached by device. Blocks.
+    Result<FileSystemInfo> file_system(const std::string& directory);
+    BufferPool& buffers();
+
+    // The same operations with a Boost.Asio completion token (a callback, use_future, use_awaitable, ...),
+    // std::future by default. Handlers run on their associated executor, the reactor's own if none.
+
+    /// -> (error, Completion): any request.
+    template <typename Token = boost::asio::use_future_t<>>
+    auto async_perform(Request request, Token&& token = {}) {
+        return boost::asio::async_initiate<Token, void(boost::system::error_code, Completion)>(
+            Initiate{this}, token, std::move(request),
+            [](auto& handler, boost::system::error_code error, Completion completion) {
+                std::move(handler)(error, std::move(completion));
+            });
+    }
+    /// -> (error, bytes): all of `memory` unless the file ends before (io_unexpected_end).
+    template <typename Token = boost::asio::use_future_t<>>
+    auto async_read(int file, std::span<std::byte> memory, std::uint64_t offset, Token&& token = {}) {
+        return transfer(Request{.op = Opcode::read,
+                                .file = file,
+                                .data = memory.data(),
+                                .length = memory.size(),
+                                .offset = offset},
+                        token);
+    }
+    /// -> (error, bytes): all of `memory`.
+    template <typename Token = boost::asio::use_future_t<>>
+    auto async_write(int file, std::span<const std::byte> memory, std::uint64_t offset,
+                     Token&& token = {}) {
+        return transfer(Request{.op = Opcode::write,
+                                .file = file,
+                                .data = const_cast<std::byte*>(memory.data()),
+                                .length = memory.size(),
+                                .offset = offset},
+                        token);
+    }
+    /// -> (error)
+    template <typename Token = boost::asio::use_future_t<>>
+    auto async_fsync(int file, Token&& token = {}) {
+        return boost::asio::async_initiate<Token, void(boost::system::error_code)>(
+            Initiate{this}, token, Request{.op = Opcode::fsync, .file = file},
+            [](auto& handler, boost::system::error_code error, Completion) {
+                std::move(handler)(error);
+            });
+    }
+
+    struct Impl;
+    /// For the library's own tests: any backend.
+    explicit Reactor(std::unique_ptr<Impl> impl);
+
+  private:
+    struct Initiate {
+        Reactor* reactor;
+
+        template <typename CompletionHandler, typename Deliver>
+        void operator()(CompletionHandler&& handler, Request request, Deliver deliver) const {
+            auto executor =
+                boost::asio::get_associated_executor(handler, reactor->executor());
+            auto work = boost::asio::make_work_guard(executor);
+            reactor->submit(
+                std::move(request),
+                [handler = std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
+                 executor, work = std::move(work), deliver](Completion completion) mutable {
+                    boost::asio::post(executor, [handler = std::move(handler), deliver,
+                                                 completion = std::move(completion)]() mutable {
+                        const boost::system::error_code error = completion.error;
+                        deliver(handler, error, std::move(completion));
+                    });
+                });
+        }
+    };
+
+    template <typename Token>
+    auto transfer(Request request, Token&& token) {
+        return boost::asio::async_initiate<Token, void(boost::system::error_code, std::size_t)>(
+            Initiate{this}, token, std::move(request),
+            [](auto& handler, boost::system::error_code error, Completion completion) {
+                std::move(handler)(error, static_cast<std::size_t>(completion.result));
+            });
+    }
+
+    std::unique_ptr<Impl> impl_;
+};
+
+} // namespace safering

@@ -1,0 +1,61 @@
+// The layout of a save: all ranks' items -> the output files, their headers, and each item's place. Pure.
+// File names are those of PyTorch's HuggingFaceStorageWriter and of the Hugging Face Hub.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <safering/plan.hpp>
+
+namespace safering::plan {
+
+/// fqn -> 1-based index of its output file.
+using FqnToIndexMapping = std::map<std::string, std::uint32_t, std::less<>>;
+
+struct LayoutOptions {
+    FileLayout layout = FileLayout::full;
+    /// Empty: one file, index 1.
+    FqnToIndexMapping fqn_to_index_mapping{};
+    /// Added to every file's __metadata__; "format": "pt" is added where absent.
+    std::vector<std::pair<std::string, std::string>> metadata{};
+    /// The data section starts at a multiple of this.
+    std::uint64_t header_alignment = 4096;
+};
+
+struct LayoutFile {
+    PlannedFile file;
+    /// The file's first data_begin bytes.
+    std::string head;
+};
+
+struct Layout {
+    std::vector<LayoutFile> files;
+    /// Parallel to the plans, then to their items; ItemPlacement::file indexes `files`.
+    std::vector<std::vector<ItemPlacement>> placements;
+    /// fqn -> index into `files`; of a full layout only.
+    std::map<std::string, std::uint32_t, std::less<>> weight_map;
+    /// Bytes of all tensors.
+    std::uint64_t total_size = 0;
+};
+
+/// full: model-{i:05}-of-{n:05}.safetensors, n the highest index of the mapping. sharded: one file a rank
+/// and index, shard-{rank+1:05}-model-{i:05}-of-{n:05}.safetensors, with DCP_SHARDING_INFO; where one rank
+/// holds several chunks of one fqn, the further ones go to files with further shard numbers, after those of
+/// the ranks (a safetensors file can hold a name once). A mapped name that no rank saves is left out.
+/// Plans must have passed create_global_plan (or DCP's dedup). O(n log n).
+/// Errors: plan_unmapped_tensor, plan_duplicate_item (an item of one chunk in two plans, full layout),
+/// plan_shape_mismatch, and those of safetensors::assign_offsets and write_header.
+Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptions& options);
+
+/// "model-00001-of-00002.safetensors"
+std::string full_file_name(std::uint32_t index, std::uint32_t largest);
+/// "shard-00001-model-00001-of-00002.safetensors"; `shard` is 1-based.
+std::string shard_file_name(std::uint32_t shard, std::uint32_t index, std::uint32_t largest);
+/// Whether a name matches, in full, one of the two above or "model.safetensors": a name that only a
+/// checkpoint's own data file has.
+bool is_checkpoint_file_name(std::string_view name);
+
+} // namespace safering::plan

@@ -1,0 +1,73 @@
+// A safetensors header: bytes <-> table of tensors. Pure.
+//
+// Invariant of a Header that parse_header returned: tensors are in offset order, start at 0, leave no hole
+// and no overlap, agree with their dtype and shape, and end exactly at data_bytes.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include <safering/byte_range.hpp>
+#include <safering/tensor.hpp>
+
+namespace safering::safetensors {
+
+struct TensorEntry {
+    std::string name;
+    Dtype dtype = Dtype::u8;
+    Shape shape;
+    /// Relative to the data section, as data_offsets are.
+    ByteRange data;
+
+    friend bool operator==(const TensorEntry&, const TensorEntry&) = default;
+};
+
+struct Header {
+    std::vector<TensorEntry> tensors;
+    /// __metadata__, in file order (written sorted by the caller if order matters).
+    std::vector<std::pair<std::string, std::string>> metadata;
+    /// 8 + header length: where the data section starts in the file.
+    std::uint64_t data_begin = 0;
+
+    friend bool operator==(const Header&, const Header&) = default;
+};
+
+/// Bounds for untrusted input.
+struct HeaderLimits {
+    std::uint64_t header_bytes = 100'000'000;
+    std::uint64_t tensors = 1'000'000;
+    std::uint64_t name_bytes = 4096;
+    std::uint64_t rank = 64;
+    /// Nested arrays and objects, the top level being 1.
+    std::uint64_t depth = 4;
+};
+
+/// Checks the first 8 bytes of a file of `file_bytes` bytes and gives the header's length N.
+/// `file` is for messages only, here and below.
+Result<std::uint64_t> parse_header_length(std::string_view first_bytes, std::uint64_t file_bytes,
+                                          const std::string& file, const HeaderLimits& limits = {});
+
+/// `json` is exactly the N bytes after the length. SAX, one pass, memory in proportion to the table.
+Result<Header> parse_header(std::string_view json, std::uint64_t file_bytes, const std::string& file,
+                            const HeaderLimits& limits = {});
+
+/// Both of the above on the head of a file (at least 8 + N bytes of it).
+Result<Header> parse_head(std::string_view head, std::uint64_t file_bytes, const std::string& file,
+                          const HeaderLimits& limits = {});
+
+/// Sorts into the order that serves direct I/O, mmap and GPU loads, and assigns `data`: tensors whose size
+/// is a multiple of 4096 first, the rest by falling element size, names break ties. Errors:
+/// header_size_overflow, header_partial_byte, header_duplicate_key.
+Result<void> assign_offsets(std::vector<TensorEntry>& tensors);
+
+/// The bytes from the start of the file to its data section: length, JSON, and spaces up to a multiple of
+/// `alignment` (a power of two, >= 8). Entries must be as assign_offsets leaves them. Errors: a name that is
+/// not UTF-8 or is "__metadata__" (plan_bad_name), header_too_large.
+Result<std::string> write_header(const std::vector<TensorEntry>& tensors,
+                                 const std::vector<std::pair<std::string, std::string>>& metadata,
+                                 std::uint64_t alignment = 4096);
+
+} // namespace safering::safetensors
