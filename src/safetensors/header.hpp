@@ -41,6 +41,8 @@ struct HeaderLimits {
     std::uint64_t tensors = 1'000'000;
     std::uint64_t name_bytes = 4096;
     std::uint64_t rank = 64;
+    /// Entries of __metadata__; more are header_bad_metadata.
+    std::uint64_t metadata_entries = 1'000'000;
     /// Nested arrays and objects, the top level being 1.
     std::uint64_t depth = 4;
 };
