@@ -29,8 +29,10 @@ std::string_view reason_of(const nlohmann::json::exception& exception) {
 } // namespace
 
 bool HeaderEvents::null() {
-    if (place_ == Place::table && at_metadata_)
+    if (place_ == Place::table && member_ == Member::metadata) {
+        member_ = Member::none;
         return true;
+    }
     return unexpected_value("null");
 }
 
@@ -92,7 +94,7 @@ bool HeaderEvents::start_object(std::size_t) {
     Place place = Place::skipped;
     if (place_ == Place::outside)
         place = Place::table;
-    else if (place_ == Place::table && at_metadata_)
+    else if (place_ == Place::table && member_ == Member::metadata)
         place = Place::metadata;
     else if (place_ == Place::table) {
         place = Place::tensor;
@@ -123,8 +125,8 @@ bool HeaderEvents::key(std::string& key) {
 
 bool HeaderEvents::table_key(const std::string& key) {
     scopes_.add(key);
-    at_metadata_ = key == metadata_name;
-    if (at_metadata_)
+    member_ = key == metadata_name ? Member::metadata : Member::tensor;
+    if (member_ == Member::metadata)
         return true;
     tensor_.name = key;
     if (key.size() > limits_.name_bytes)
@@ -173,6 +175,7 @@ bool HeaderEvents::end_object() {
         return true;
     case Place::metadata:
         place_ = Place::table;
+        member_ = Member::none;
         return true;
     case Place::tensor:
         return end_tensor();
@@ -192,7 +195,7 @@ bool HeaderEvents::close_scope() {
     if (place_ == Place::metadata)
         return reject(Errc::header_duplicate_key, "__metadata__: " + found);
     if (place_ == Place::table) {
-        at_metadata_ = *twice == metadata_name;
+        member_ = *twice == metadata_name ? Member::metadata : Member::tensor;
         tensor_.name = *twice;
     }
     return reject(Errc::header_duplicate_key, found);
@@ -248,7 +251,7 @@ bool HeaderEvents::unexpected_value(std::string_view found) {
     case Place::outside:
         return refuse(Errc::header_not_object, "top level", "an object");
     case Place::table:
-        if (at_metadata_)
+        if (member_ == Member::metadata)
             return refuse(Errc::header_bad_metadata, "__metadata__",
                           "an object of strings, or null");
         return refuse(Errc::header_bad_tensor, "tensor",
@@ -286,6 +289,7 @@ bool HeaderEvents::end_tensor() {
         return false;
     header_.tensors.push_back(tensor_);
     place_ = Place::table;
+    member_ = Member::none;
     return true;
 }
 
@@ -313,7 +317,10 @@ bool HeaderEvents::check_size() {
 bool HeaderEvents::reject(Errc code, std::string detail) {
     const bool in_tensor = place_ == Place::tensor || place_ == Place::shape ||
                            place_ == Place::data_offsets || place_ == Place::skipped ||
-                           (place_ == Place::table && !at_metadata_);
+                           (place_ == Place::table && member_ == Member::tensor);
+    // Error::message() leaves an empty name out, and the format allows one.
+    if (in_tensor && tensor_.name.empty())
+        detail.insert(0, "tensor \"\": ");
     error_ = Error{.code = code,
                    .operation = "parse header",
                    .file = file_,

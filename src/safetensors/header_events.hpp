@@ -46,6 +46,8 @@ class HeaderEvents {
   private:
     /// The innermost open container that has a meaning of its own.
     enum class Place { outside, table, metadata, tensor, shape, data_offsets, skipped, done };
+    /// The member of the table that was begun last, none between members.
+    enum class Member { none, metadata, tensor };
     enum class Field : unsigned { dtype = 1, shape = 2, data_offsets = 4, unknown = 8 };
 
     bool skips() const {
@@ -71,7 +73,7 @@ class HeaderEvents {
     std::uint64_t skipped_depth_ = 0;
     KeyScopes scopes_;
 
-    bool at_metadata_ = false;
+    Member member_ = Member::none;
     std::string metadata_key_;
     TensorEntry tensor_;
     Field field_ = Field::unknown;

@@ -1,0 +1,86 @@
+// Looking at, checking and rewriting whole checkpoints; what the command `safering` calls.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <safering/storage_reader.hpp>
+#include <safering/storage_writer.hpp>
+
+namespace safering {
+
+/// By what a checkpoint's files were found.
+enum class CheckpointSource : std::uint8_t {
+    single_file,
+    manifest,  ///< safering.manifest.json
+    index,     ///< model.safetensors.index.json
+    directory, ///< every *.safetensors
+};
+SAFERING_API std::string_view name(CheckpointSource source);
+
+struct CheckpointFileInfo {
+    std::string name;
+    std::uint64_t file_bytes = 0;
+    std::uint64_t data_begin = 0;
+    std::uint64_t tensors = 0;
+    std::vector<std::pair<std::string, std::string>> metadata;
+};
+
+struct CheckpointInfo {
+    std::string path;
+    CheckpointSource source = CheckpointSource::directory;
+    /// Of the save that wrote it; empty without a manifest.
+    std::string attempt;
+    /// Whether the manifest holds digests of the data.
+    bool digests = false;
+    std::uint64_t tensor_bytes = 0;
+    std::vector<CheckpointFileInfo> files;
+    Metadata metadata;
+};
+
+/// Reads headers, manifest and index. Errors as HuggingFaceStorageReader::read_metadata.
+SAFERING_API Result<CheckpointInfo> inspect_checkpoint(const std::string& path, Reactor& reactor,
+                                                       const ReaderOptions& options = {});
+
+struct VerifyReport {
+    /// What is wrong; empty means that everything that could be checked is right.
+    std::vector<Error> findings;
+    /// What could not be checked, and why.
+    std::vector<std::string> unchecked;
+    CheckpointSource source = CheckpointSource::directory;
+    std::uint64_t files = 0;
+    std::uint64_t read_bytes = 0;
+    std::uint64_t verified_bytes = 0;
+};
+
+struct VerifyOptions {
+    bool strict = false;
+    std::function<void(std::uint64_t, std::uint64_t)> progress{};
+};
+
+/// Checks manifest, index, headers, sizes, coverage, and every digest; goes on after a finding. The Error
+/// of the Result is for what keeps it from looking at all (no such path, no permission).
+SAFERING_API Result<VerifyReport> verify_checkpoint(const std::string& path, Reactor& reactor,
+                                                    const VerifyOptions& options = {});
+
+struct ConvertOptions {
+    /// At most one of the two. files: so many output files of about equal size. max_file_bytes: as many as
+    /// needed, each at most this large unless a single tensor is larger. Both 0: one file.
+    std::uint32_t files = 0;
+    std::uint64_t max_file_bytes = 0;
+    /// Memory for tensor data under way, at most (two windows of half of it each).
+    std::uint64_t memory_bytes = std::uint64_t{256} << 20;
+    std::function<void(std::uint64_t, std::uint64_t)> progress{};
+};
+
+/// Any checkpoint -> final files at `destination`, verified while read, with everything a save promises.
+/// The source is not changed; destination must not be the source.
+SAFERING_API Result<SaveReport> convert_checkpoint(const std::string& source,
+                                                   const std::string& destination, Reactor& reactor,
+                                                   const ConvertOptions& options = {});
+
+} // namespace safering

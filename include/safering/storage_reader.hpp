@@ -1,0 +1,119 @@
+// HuggingFaceStorageReader: loads boxes of tensors from any checkpoint in this format, with any sharding:
+// ours (by its manifest), a Hugging Face directory (by its index, or every *.safetensors), DCP's shard-...
+// files, or a single file.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <safering/planner.hpp>
+#include <safering/reactor.hpp>
+
+namespace safering {
+
+enum class Verification : std::uint8_t {
+    off,
+    /// Every saved extent that a load reads whole is checked against the manifest's digest before its bytes
+    /// count as loaded; a load of whole tensors checks every byte.
+    covered,
+    /// Reads are widened to whole extents, so that every byte loaded is checked.
+    all,
+};
+
+struct ReaderOptions {
+    Verification verification = Verification::covered;
+    /// Refuse symbolic links under the checkpoint's file names (a Hub cache has them).
+    bool strict = false;
+    /// Called on the reactor's thread as bytes arrive: (done, total). Must not block.
+    std::function<void(std::uint64_t, std::uint64_t)> progress{};
+};
+
+/// How a load went.
+struct LoadReport {
+    /// Bytes asked for, bytes read from the files, and bytes that a digest covered.
+    std::uint64_t tensor_bytes = 0;
+    std::uint64_t read_bytes = 0;
+    std::uint64_t verified_bytes = 0;
+    ReactorInfo reactor;
+    std::vector<std::string> notes;
+};
+
+class SAFERING_API HuggingFaceStorageReader {
+  public:
+    /// `path`: a directory or one *.safetensors file. Nothing is touched yet.
+    explicit HuggingFaceStorageReader(std::string path, ReaderOptions options = {},
+                                      std::shared_ptr<Reactor> reactor = nullptr);
+    ~HuggingFaceStorageReader();
+    HuggingFaceStorageReader(HuggingFaceStorageReader&&) noexcept;
+    HuggingFaceStorageReader& operator=(HuggingFaceStorageReader&&) noexcept;
+
+    /// Forgets what was read; a new path if one is given.
+    void reset(std::string path = {});
+
+    /// Opens the files, reads and checks every header, and tells what is stored. Finishes the switch of a
+    /// save that was cut off after its commit point. Blocks; not from the reactor's thread. The files stay
+    /// open until reset or destruction, so a load reads the checkpoint that was looked at here even if it
+    /// is replaced meanwhile.
+    Result<Metadata> read_metadata();
+
+    /// As DCP has them; both give back what they get after checking it against the metadata.
+    Result<LoadPlan> prepare_local_plan(LoadPlan plan) const;
+    Result<std::vector<LoadPlan>> prepare_global_plan(std::vector<LoadPlan> plans) const;
+
+    /// Loads a plan's items: resolve_tensor for all of them, the bytes, then commit_tensor for all of them,
+    /// on this thread. Blocks; not from the reactor's thread. On an error the destinations hold an unknown
+    /// mixture and commit_tensor is not called.
+    Result<LoadReport> read_data(const LoadPlan& plan, LoadPlanner& planner);
+
+    /// The same without blocking: resolve_tensor here, on this thread; commit_tensor on the reactor's
+    /// thread before the completion (std::exception_ptr, LoadReport). A std::future by default. This reader,
+    /// the planner and the destinations must stay until then.
+    template <typename Token = boost::asio::use_future_t<>>
+    auto async_read_data(const LoadPlan& plan, LoadPlanner& planner, Token&& token = {}) {
+        return boost::asio::async_initiate<Token, void(std::exception_ptr, LoadReport)>(
+            InitiateRead{this}, token, &plan, &planner);
+    }
+
+    /// <path>/model.safetensors.index.json
+    std::string metadata_path() const;
+    const std::string& path() const;
+    const std::shared_ptr<Reactor>& reactor();
+    /// __metadata__ of the files, by file name; after read_metadata.
+    const std::map<std::string, std::vector<std::pair<std::string, std::string>>>&
+    file_metadata() const;
+
+    struct Impl;
+
+  private:
+    using ReadHandler = std::move_only_function<void(std::exception_ptr, LoadReport)>;
+    void start_read(const LoadPlan& plan, LoadPlanner& planner, ReadHandler handler);
+    boost::asio::io_context::executor_type executor();
+
+    struct InitiateRead {
+        HuggingFaceStorageReader* reader;
+
+        template <typename CompletionHandler>
+        void operator()(CompletionHandler&& handler, const LoadPlan* plan,
+                        LoadPlanner* planner) const {
+            auto executor = boost::asio::get_associated_executor(handler, reader->executor());
+            auto work = boost::asio::make_work_guard(executor);
+            reader->start_read(
+                *plan, *planner,
+                [handler = std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
+                 executor, work = std::move(work)](std::exception_ptr error,
+                                                   LoadReport report) mutable {
+                    boost::asio::post(executor, [handler = std::move(handler), error,
+                                                 report = std::move(report)]() mutable {
+                        std::move(handler)(error, std::move(report));
+                    });
+                });
+        }
+    };
+
+    std::unique_ptr<Impl> impl_;
+};
+
+} // namespace safering

@@ -1,0 +1,143 @@
+// HuggingFaceStorageWriter: saves what a plan says, by all ranks at once, into the final files.
+//
+// The calls and their order are DCP's (torch.distributed.checkpoint.StorageWriter):
+//   every rank    plan = writer.prepare_local_plan(planner.create_local_plan())
+//   coordinator   plans = writer.prepare_global_plan(create_global_plan(all plans).plans)
+//   every rank    results = writer.write_data(own plan, planner).get()
+//   coordinator   writer.finish(metadata, all results)
+// Plans and results are values with to_bytes(); how they travel between ranks is the caller's business.
+// The checkpoint exists, whole and durable, when finish has returned and not before; whatever happens
+// earlier, an older checkpoint at the same path is as it was.
+#pragma once
+
+#include <functional>
+#include <future>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <safering/planner.hpp>
+#include <safering/reactor.hpp>
+
+namespace safering {
+
+/// fqn -> 1-based index of its output file.
+using FqnToIndexMapping = std::map<std::string, std::uint32_t, std::less<>>;
+
+struct WriterOptions {
+    /// Empty: everything goes to model-00001-of-00001.safetensors.
+    FqnToIndexMapping fqn_to_index_mapping{};
+    /// full: final files. sharded: one file a rank and index, with DCP_SHARDING_INFO.
+    FileLayout layout = FileLayout::full;
+    /// Further __metadata__ of every file.
+    std::vector<std::pair<std::string, std::string>> metadata{};
+    /// Take XXH3-64 digests and list them in the manifest.
+    bool digests = true;
+    /// Called on the reactor's thread as bytes reach the disk: (done, total) of this rank. Must not block.
+    std::function<void(std::uint64_t, std::uint64_t)> progress{};
+};
+
+/// How a save went.
+struct SaveReport {
+    std::string path;
+    std::string attempt;
+    std::uint64_t files = 0;
+    /// Bytes of tensors.
+    std::uint64_t tensor_bytes = 0;
+    /// Whether an older checkpoint was replaced.
+    bool replaced = false;
+    ReactorInfo reactor;
+    FileSystemInfo file_system;
+    /// What did not go the fast way and why; leftovers that could not be cleaned away.
+    std::vector<std::string> notes;
+};
+
+class SAFERING_API HuggingFaceStorageWriter {
+  public:
+    /// `path`: the checkpoint's directory; its parent must exist. Nothing is touched yet. A null reactor:
+    /// one is made at first use. A reactor may serve several writers and readers at a time.
+    explicit HuggingFaceStorageWriter(std::string path, WriterOptions options = {},
+                                      std::shared_ptr<Reactor> reactor = nullptr);
+    /// Aborts an attempt that was not finished.
+    ~HuggingFaceStorageWriter();
+    HuggingFaceStorageWriter(HuggingFaceStorageWriter&&) noexcept;
+    HuggingFaceStorageWriter& operator=(HuggingFaceStorageWriter&&) noexcept;
+
+    /// Aborts an attempt in progress and forgets it; a new path if one is given.
+    Result<void> reset(std::string path = {});
+
+    /// Checks a rank's own items. Pure.
+    Result<SavePlan> prepare_local_plan(SavePlan plan) const;
+
+    /// Coordinator. Lays out the files, makes the attempt directory, creates and preallocates every file and
+    /// writes the headers. `plans` must be the output of create_global_plan or of DCP's planner (which
+    /// deduplicates too); it is checked. The plans that come back are in the same order, each with its own
+    /// part of the layout. Blocks; not from the reactor's thread.
+    Result<std::vector<SavePlan>> prepare_global_plan(std::vector<SavePlan> plans);
+
+    /// Writes a rank's items and fsyncs what it wrote. resolve_data is called here, on this thread; the
+    /// rest happens on the reactor. The completion is (std::exception_ptr, WriteResults); a std::future
+    /// (whose get() throws Exception) by default. The memory behind the views, and this writer, must stay
+    /// until then; a view's `owner` is held until its bytes are written.
+    template <typename Token = boost::asio::use_future_t<>>
+    auto async_write_data(const SavePlan& plan, SavePlanner& planner, Token&& token = {}) {
+        return boost::asio::async_initiate<Token, void(std::exception_ptr, WriteResults)>(
+            InitiateWrite{this}, token, &plan, &planner);
+    }
+    std::future<WriteResults> write_data(const SavePlan& plan, SavePlanner& planner) {
+        return async_write_data(plan, planner);
+    }
+
+    /// Coordinator. The metadata commit: results of all ranks must cover the plan exactly once and belong to
+    /// this attempt; manifest and index are written, everything is made durable, and one rename makes the
+    /// checkpoint appear. `metadata` is what create_global_plan gave (DCP passes it; the files are described
+    /// by the plan that prepare_global_plan saw). Blocks; not from the reactor's thread. Errors leave an
+    /// older checkpoint intact, and this attempt is removed.
+    Result<SaveReport> finish(const Metadata& metadata, std::vector<WriteResults> results);
+
+    /// Removes an unfinished attempt. Ranks that still write to it get errors.
+    Result<void> abort();
+
+    /// <path>/model.safetensors.index.json
+    std::string metadata_path() const;
+    const std::string& path() const;
+    const std::shared_ptr<Reactor>& reactor();
+
+    /// Items by the index of their output file, as DCP's _split_by_storage_plan does; all under 1 where
+    /// `mapping` is empty. Errors: plan_unmapped_tensor.
+    static Result<std::map<std::uint32_t, std::vector<WriteItem>>>
+    split_by_storage_plan(const FqnToIndexMapping& mapping, std::vector<WriteItem> items);
+
+    struct Impl;
+
+  private:
+    using WriteHandler = std::move_only_function<void(std::exception_ptr, WriteResults)>;
+    void start_write(const SavePlan& plan, SavePlanner& planner, WriteHandler handler);
+    boost::asio::io_context::executor_type executor();
+
+    struct InitiateWrite {
+        HuggingFaceStorageWriter* writer;
+
+        template <typename CompletionHandler>
+        void operator()(CompletionHandler&& handler, const SavePlan* plan,
+                        SavePlanner* planner) const {
+            auto executor = boost::asio::get_associated_executor(handler, writer->executor());
+            auto work = boost::asio::make_work_guard(executor);
+            writer->start_write(
+                *plan, *planner,
+                [handler = std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
+                 executor, work = std::move(work)](std::exception_ptr error,
+                                                   WriteResults results) mutable {
+                    boost::asio::post(executor, [handler = std::move(handler), error,
+                                                 results = std::move(results)]() mutable {
+                        std::move(handler)(error, std::move(results));
+                    });
+                });
+        }
+    };
+
+    std::unique_ptr<Impl> impl_;
+};
+
+} // namespace safering
