@@ -2,11 +2,14 @@
 //
 //   1. Requests come in as a batch, from any thread, and are queued on the reactor's one executor.
 //   2. At most `queue_depth` are in flight; they are handed to the backend together.
-//   3. Completions are copied out to a ready list first; handlers run after that, in bounded batches,
+//   3. Completions are copied out to a ready list first; handlers run after that, in bounded
+//   batches,
 //      never inside the queue walk and never inside submit().
-//   4. A transfer that came back short is resumed here and nowhere else: memory, length and offset move
+//   4. A transfer that came back short is resumed here and nowhere else: memory, length and offset
+//   move
 //      together. EINTR and EAGAIN are retried, a bounded number of times. A failed fsync never is.
-//   5. Each request ends in exactly one completion; until then its memory is the kernel's. Destruction
+//   5. Each request ends in exactly one completion; until then its memory is the kernel's.
+//   Destruction
 //      waits for the last one.
 #pragma once
 
@@ -23,12 +26,21 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/use_future.hpp>
+#include <boost/system/error_code.hpp>
 
 #include <safering/request.hpp>
 
 namespace safering {
 
 class BufferPool;
+
+/// For Boost.Asio's handlers. System errors keep their errno as value(); converted back to a
+/// std::error_code, safering's own compare equal to their Errc.
+inline boost::system::error_code to_boost(std::error_code error) {
+    if (error.category() == std::system_category())
+        return {error.value(), boost::system::system_category()};
+    return error;
+}
 
 enum class BackendKind : std::uint8_t { io_uring, threads, simulated };
 SAFERING_API std::string_view name(BackendKind kind);
@@ -45,7 +57,8 @@ struct ReactorOptions {
     unsigned queue_depth = 64;
     /// Threads of the `threads` backend.
     unsigned threads = 2;
-    /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated at first use.
+    /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated at
+    /// first use.
     std::size_t buffer_bytes = std::size_t{4} << 20;
     unsigned buffer_count = 8;
 };
@@ -84,18 +97,24 @@ class SAFERING_API Reactor {
         Handler on_complete;
     };
 
-    /// With a thread of its own. Errors: io_backend_unavailable where io_uring was asked for and is refused.
+    /// With a thread of its own. Errors: io_backend_unavailable where io_uring was asked for and is
+    /// refused.
     static Result<std::unique_ptr<Reactor>> create(ReactorOptions options = {});
     /// On the embedder's io_context, which must be run by one thread, the same one always, and must
-    /// outlive the reactor and still run (or be run by the destructor's thread) when it is destroyed.
+    /// outlive the reactor. While work is in flight it must still be run when the reactor is
+    /// destroyed, unless that is done by its own thread or nobody ever ran it: then the destructor
+    /// runs it.
     static Result<std::unique_ptr<Reactor>> create(boost::asio::io_context& context,
                                                    ReactorOptions options = {});
-    /// Waits for everything in flight.
+    /// Waits for everything submitted and for its handlers. Not inside a handler of a submission,
+    /// nor on the reactor's own thread (asserted). In a forked child it does nothing.
     ~Reactor();
     Reactor(const Reactor&) = delete;
     Reactor& operator=(const Reactor&) = delete;
 
-    /// Queues a batch; the submissions are moved from. Any thread. Never blocks; no handler runs inside.
+    /// Queues a batch; the submissions are moved from. Any thread. Never blocks; no handler runs
+    /// inside, except in a forked child, where each ends at once in io_forked. Handlers must not
+    /// throw.
     void submit(std::span<Submission> batch);
     void submit(Request request, Handler on_complete);
 
@@ -109,10 +128,12 @@ class SAFERING_API Reactor {
     ReactorInfo info() const;
     /// `directory` must exist. Cached by device. Blocks.
     Result<FileSystemInfo> file_system(const std::string& directory);
+    /// Made at first use. Throws Exception (ENOMEM).
     BufferPool& buffers();
 
-    // The same operations with a Boost.Asio completion token (a callback, use_future, use_awaitable, ...),
-    // std::future by default. Handlers run on their associated executor, the reactor's own if none.
+    // The same operations with a Boost.Asio completion token (a callback, use_future,
+    // use_awaitable, ...), std::future by default. Handlers run on their associated executor, the
+    // reactor's own if none.
 
     /// -> (error, Completion): any request.
     template <typename Token = boost::asio::use_future_t<>>
@@ -125,13 +146,14 @@ class SAFERING_API Reactor {
     }
     /// -> (error, bytes): all of `memory` unless the file ends before (io_unexpected_end).
     template <typename Token = boost::asio::use_future_t<>>
-    auto async_read(int file, std::span<std::byte> memory, std::uint64_t offset, Token&& token = {}) {
+    auto async_read(int file, std::span<std::byte> memory, std::uint64_t offset,
+                    Token&& token = {}) {
         return transfer(Request{.op = Opcode::read,
                                 .file = file,
                                 .data = memory.data(),
                                 .length = memory.size(),
                                 .offset = offset},
-                        token);
+                        std::forward<Token>(token));
     }
     /// -> (error, bytes): all of `memory`.
     template <typename Token = boost::asio::use_future_t<>>
@@ -142,7 +164,7 @@ class SAFERING_API Reactor {
                                 .data = const_cast<std::byte*>(memory.data()),
                                 .length = memory.size(),
                                 .offset = offset},
-                        token);
+                        std::forward<Token>(token));
     }
     /// -> (error)
     template <typename Token = boost::asio::use_future_t<>>
@@ -164,19 +186,21 @@ class SAFERING_API Reactor {
 
         template <typename CompletionHandler, typename Deliver>
         void operator()(CompletionHandler&& handler, Request request, Deliver deliver) const {
-            auto executor =
-                boost::asio::get_associated_executor(handler, reactor->executor());
+            auto executor = boost::asio::get_associated_executor(handler, reactor->executor());
             auto work = boost::asio::make_work_guard(executor);
-            reactor->submit(
-                std::move(request),
-                [handler = std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
-                 executor, work = std::move(work), deliver](Completion completion) mutable {
-                    boost::asio::post(executor, [handler = std::move(handler), deliver,
-                                                 completion = std::move(completion)]() mutable {
-                        const boost::system::error_code error = completion.error;
-                        deliver(handler, error, std::move(completion));
-                    });
+            reactor->submit(std::move(request), [handler = std::decay_t<CompletionHandler>(
+                                                     std::forward<CompletionHandler>(handler)),
+                                                 executor, work = std::move(work),
+                                                 deliver](Completion completion) mutable {
+                const boost::system::error_code error = to_boost(completion.error);
+                // In a forked child nobody runs the executor.
+                if (completion.error == Errc::io_forked)
+                    return deliver(handler, error, std::move(completion));
+                boost::asio::post(executor, [handler = std::move(handler), deliver, error,
+                                             completion = std::move(completion)]() mutable {
+                    deliver(handler, error, std::move(completion));
                 });
+            });
         }
     };
 

@@ -1,7 +1,8 @@
-// A fixed number of aligned buffers of one size, the bound on a save's or load's memory. One mapping,
-// 2 MiB aligned, on transparent huge pages where they are to be had (measured: a 4 MiB direct write from
-// 4 KiB pages is a thousand segments, from huge pages two; it doubles the disk's rate), kept out of forked
-// children, whose copy-on-write would otherwise move pages away under the kernel.
+// A fixed number of aligned buffers of one size, the bound on a save's or load's memory. One
+// mapping, 2 MiB aligned, on transparent huge pages where they are to be had (measured: a 4 MiB
+// direct write from 4 KiB pages is a thousand segments, from huge pages two; it doubles the disk's
+// rate), kept out of forked children, whose copy-on-write would otherwise move pages away under the
+// kernel.
 #pragma once
 
 #include <cstddef>
@@ -39,8 +40,8 @@ class BufferPool {
 
     /// A buffer, or an empty one where all are taken.
     Buffer try_acquire();
-    /// Calls `on_buffer` with a buffer: at once if one is free, else when one returns, first come first
-    /// served, on the thread that returns it. A waiter must not block.
+    /// Calls `on_buffer` with a buffer: at once if one is free, else when one returns, first come
+    /// first served, on the thread that returns it. A waiter must not block.
     void acquire(std::move_only_function<void(Buffer)> on_buffer);
 
     std::size_t buffer_bytes() const;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -19,7 +20,8 @@ struct LayoutOptions {
     FileLayout layout = FileLayout::full;
     /// Empty: one file, index 1.
     FqnToIndexMapping fqn_to_index_mapping{};
-    /// Added to every file's __metadata__; "format": "pt" is added where absent.
+    /// Added to every file's __metadata__; "format": "pt" is added where absent. The keys of DCP's
+    /// (DCP_SHARDING_INFO, DCP_VERSION) are the layout's own in a sharded layout.
     std::vector<std::pair<std::string, std::string>> metadata{};
     /// The data section starts at a multiple of this.
     std::uint64_t header_alignment = 4096;
@@ -45,9 +47,13 @@ struct Layout {
 /// and index, shard-{rank+1:05}-model-{i:05}-of-{n:05}.safetensors, with DCP_SHARDING_INFO; where one rank
 /// holds several chunks of one fqn, the further ones go to files with further shard numbers, after those of
 /// the ranks (a safetensors file can hold a name once). A mapped name that no rank saves is left out.
-/// Plans must have passed create_global_plan (or DCP's dedup). O(n log n).
-/// Errors: plan_unmapped_tensor, plan_duplicate_item (an item of one chunk in two plans, full layout),
-/// plan_shape_mismatch, and those of safetensors::assign_offsets and write_header.
+/// Files in order of (shard, index); one that nothing is in does not exist, so that a save of nothing has
+/// no file. A tensor or a chunk of no bytes is in the header like any other.
+/// Plans must have passed create_global_plan (or DCP's dedup); that chunks cover their tensors is not
+/// checked again here. O(n log n).
+/// Errors: plan_unmapped_tensor, plan_duplicate_item (one chunk twice, bytes in it), plan_shape_mismatch,
+/// those of FileBox::make for an item that is not a box of its tensor, and those of
+/// safetensors::assign_offsets and write_header.
 Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptions& options);
 
 /// "model-00001-of-00002.safetensors"

@@ -39,7 +39,7 @@ struct CellRequest {
     ByteRange range;
     std::uint32_t first_segment = 0;
     std::uint32_t segment_count = 0;
-    /// Segments leave gaps inside the range.
+    /// Segments leave gaps inside the range, or may: a strided one has gaps between its runs.
     bool gaps = false;
 };
 

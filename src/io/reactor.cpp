@@ -1,0 +1,217 @@
+#include <safering/reactor.hpp>
+
+#include <latch>
+#include <mutex>
+#include <thread>
+
+#include <unistd.h>
+
+#include "io/buffer_pool.hpp"
+#include "io/reactor_loop.hpp"
+#include "io/threads_backend.hpp"
+#include "io/uring_backend.hpp"
+
+namespace safering {
+
+struct Reactor::Impl {
+    Impl(ReactorOptions wanted, std::unique_ptr<boost::asio::io_context> own,
+         boost::asio::io_context& used, std::unique_ptr<Backend> backend)
+        : options(wanted), own_context(std::move(own)), context(used),
+          loop(std::make_shared<ReactorLoop>(context.get_executor(), std::move(backend),
+                                             options.queue_depth)) {
+        // Later the backend may be gone in the eyes of another thread.
+        info.backend = loop->backend().kind();
+        info.reason = loop->backend().reason();
+        info.queue_depth = std::min(options.queue_depth, loop->backend().capacity());
+        info.buffer_bytes = options.buffer_bytes;
+        info.buffer_count = options.buffer_count;
+        if (own_context) {
+            work.emplace(context.get_executor());
+            thread = std::thread([this] { context.run(); });
+        }
+    }
+
+    bool forked() const { return ::getpid() != process; }
+    void finish_on_this_thread();
+
+    const pid_t process = ::getpid();
+    const ReactorOptions options;
+    std::unique_ptr<boost::asio::io_context> own_context;
+    boost::asio::io_context& context;
+    std::shared_ptr<ReactorLoop> loop;
+    std::optional<boost::asio::executor_work_guard<boost::asio::io_context::executor_type>> work;
+    std::thread thread;
+    std::mutex pool_mutex;
+    std::unique_ptr<BufferPool> pool;
+    ReactorInfo info;
+};
+
+// The embedder's context has stopped running, or never ran.
+void Reactor::Impl::finish_on_this_thread() {
+    if (loop->idle())
+        return;
+    // run_one() stops a context that runs out of work, and a stopped one runs nothing.
+    const auto run_one = [this] {
+        if (context.stopped())
+            context.restart();
+        context.run_one();
+    };
+    while (!loop->idle())
+        run_one();
+    // Handlers of completion tokens were posted behind the last completion; this comes after them.
+    bool all_ran = false;
+    boost::asio::post(context, [&] { all_ran = true; });
+    while (!all_ran)
+        run_one();
+}
+
+std::string_view name(BackendKind kind) {
+    switch (kind) {
+    case BackendKind::io_uring:
+        return "io_uring";
+    case BackendKind::threads:
+        return "threads";
+    case BackendKind::simulated:
+        return "simulated";
+    }
+    return "unknown";
+}
+
+std::unique_ptr<Reactor> make_reactor(std::unique_ptr<Backend> backend, ReactorOptions options,
+                                      std::unique_ptr<boost::asio::io_context> own_context,
+                                      boost::asio::io_context& context) {
+    return std::make_unique<Reactor>(std::make_unique<Reactor::Impl>(
+        options, std::move(own_context), context, std::move(backend)));
+}
+
+namespace {
+
+Result<std::unique_ptr<Backend>> make_backend(const ReactorOptions& options,
+                                              boost::asio::io_context& context) {
+    SAFERING_ASSERT(options.queue_depth > 0 && options.threads > 0);
+    if (options.backend == BackendChoice::threads)
+        return make_threads_backend(options, "asked for");
+    Result<std::unique_ptr<Backend>> ring = make_uring_backend(options, context);
+    if (ring || options.backend == BackendChoice::io_uring)
+        return ring;
+    return make_threads_backend(options, ring.error().detail);
+}
+
+} // namespace
+
+Result<std::unique_ptr<Reactor>> Reactor::create(ReactorOptions options) {
+    // One thread runs it: the context needs no locks of its own beyond those for post().
+    auto context = std::make_unique<boost::asio::io_context>(1);
+    boost::asio::io_context& used = *context;
+    Result<std::unique_ptr<Backend>> backend = make_backend(options, used);
+    if (!backend)
+        return std::unexpected(std::move(backend.error()));
+    return make_reactor(std::move(*backend), options, std::move(context), used);
+}
+
+Result<std::unique_ptr<Reactor>> Reactor::create(boost::asio::io_context& context,
+                                                 ReactorOptions options) {
+    Result<std::unique_ptr<Backend>> backend = make_backend(options, context);
+    if (!backend)
+        return std::unexpected(std::move(backend.error()));
+    return make_reactor(std::move(*backend), options, nullptr, context);
+}
+
+Reactor::Reactor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Reactor::~Reactor() {
+    if (impl_->forked()) {
+        // The threads, and perhaps the locks that they held, stayed with the parent.
+        static_cast<void>(impl_.release());
+        return;
+    }
+    ReactorLoop& loop = *impl_->loop;
+    loop.refuse_more();
+    if (impl_->own_context) {
+        SAFERING_ASSERT(!running_in_this_thread());
+        loop.wait_until_idle();
+        // Not stop(): completion handlers that were posted to this executor still run.
+        impl_->work.reset();
+        impl_->thread.join();
+    } else if (const std::thread::id thread = loop.thread();
+               thread == std::thread::id{} || thread == std::this_thread::get_id()) {
+        impl_->finish_on_this_thread();
+    } else {
+        loop.wait_until_idle();
+    }
+    loop.close();
+}
+
+void Reactor::submit(std::span<Submission> batch) {
+    if (!impl_->forked())
+        return impl_->loop->submit(batch);
+    // No thread is left in this process that could run the handlers.
+    for (Submission& submission : batch)
+        if (submission.on_complete)
+            submission.on_complete(Completion{.error = Errc::io_forked});
+}
+
+void Reactor::submit(Request request, Handler on_complete) {
+    Submission submission{std::move(request), std::move(on_complete)};
+    submit(std::span(&submission, 1));
+}
+
+Completion Reactor::wait(Request request) {
+    std::vector<Request> requests;
+    requests.push_back(std::move(request));
+    return std::move(wait_all(std::move(requests)).front());
+}
+
+std::vector<Completion> Reactor::wait_all(std::vector<Request> requests) {
+    SAFERING_ASSERT(impl_->forked() || !running_in_this_thread());
+    struct Waiting {
+        explicit Waiting(std::size_t count)
+            : completions(count), left(static_cast<std::ptrdiff_t>(count)) {}
+        std::vector<Completion> completions;
+        std::latch left;
+    };
+    // Shared, since the last count_down() may still be inside the latch when this function returns.
+    const auto waiting = std::make_shared<Waiting>(requests.size());
+    std::vector<Submission> batch(requests.size());
+    for (std::size_t i = 0; i < requests.size(); ++i) {
+        batch[i].request = std::move(requests[i]);
+        batch[i].on_complete = [waiting, i](Completion completion) {
+            waiting->completions[i] = std::move(completion);
+            waiting->left.count_down();
+        };
+    }
+    submit(batch);
+    waiting->left.wait();
+    return std::move(waiting->completions);
+}
+
+boost::asio::io_context::executor_type Reactor::executor() const {
+    return impl_->context.get_executor();
+}
+
+bool Reactor::running_in_this_thread() const {
+    return impl_->context.get_executor().running_in_this_thread();
+}
+
+ReactorInfo Reactor::info() const {
+    ReactorInfo info = impl_->info;
+    const std::lock_guard lock(impl_->pool_mutex);
+    info.huge_pages = impl_->pool != nullptr && impl_->pool->huge_pages();
+    return info;
+}
+
+Result<FileSystemInfo> Reactor::file_system(const std::string& directory) {
+    if (impl_->forked())
+        return fail(Errc::io_forked, "examine file system");
+    return impl_->loop->backend().file_system(directory);
+}
+
+BufferPool& Reactor::buffers() {
+    const std::lock_guard lock(impl_->pool_mutex);
+    if (impl_->pool == nullptr)
+        impl_->pool = value_or_throw(
+            BufferPool::create(impl_->options.buffer_bytes, impl_->options.buffer_count));
+    return *impl_->pool;
+}
+
+} // namespace safering

@@ -1,0 +1,184 @@
+#include "io/reactor_loop.hpp"
+
+#include <algorithm>
+
+#include <boost/asio/post.hpp>
+#include <boost/asio/steady_timer.hpp>
+
+#include "io/transfer.hpp"
+
+namespace safering {
+
+namespace {
+
+// Handlers between two looks at the backend: few enough that the disk does not wait for them, many
+// enough that looking costs nothing.
+constexpr std::size_t handlers_per_turn = 64;
+
+} // namespace
+
+ReactorLoop::ReactorLoop(Executor executor, std::unique_ptr<Backend> backend, unsigned depth)
+    : executor_(std::move(executor)), depth_(std::min(depth, backend->capacity())),
+      backend_(std::move(backend)) {}
+
+void ReactorLoop::submit(std::span<Reactor::Submission> batch) {
+    if (batch.empty())
+        return;
+    {
+        const std::lock_guard lock(mutex_);
+        for (Reactor::Submission& submission : batch) {
+            SAFERING_ASSERT(submission.request.minimum <= submission.request.length);
+            auto operation = std::make_unique<Operation>();
+            operation->request = std::move(submission.request);
+            operation->on_complete = std::move(submission.on_complete);
+            if (refusing_)
+                operation->completion.error = Errc::io_stopped;
+            incoming_.push_back(std::move(operation));
+        }
+        outstanding_ += batch.size();
+    }
+    wake();
+}
+
+void ReactorLoop::refuse_more() {
+    const std::lock_guard lock(mutex_);
+    refusing_ = true;
+}
+
+void ReactorLoop::wait_until_idle() {
+    std::unique_lock lock(mutex_);
+    became_idle_.wait(lock, [this] { return outstanding_ == 0 && !turning_; });
+}
+
+bool ReactorLoop::idle() const {
+    const std::lock_guard lock(mutex_);
+    return outstanding_ == 0 && !turning_;
+}
+
+std::thread::id ReactorLoop::thread() const {
+    const std::lock_guard lock(mutex_);
+    return thread_;
+}
+
+void ReactorLoop::close() {
+    std::unique_ptr<Backend> backend;
+    {
+        const std::lock_guard lock(mutex_);
+        SAFERING_ASSERT(outstanding_ == 0 && !turning_);
+        backend = std::move(backend_);
+    }
+    // Outside the lock: its threads may be about to wake us.
+    backend.reset();
+}
+
+void ReactorLoop::wake() {
+    if (!awake_.exchange(true))
+        boost::asio::post(executor_, [self = shared_from_this()] { self->turn(); });
+}
+
+void ReactorLoop::turn() {
+    {
+        const std::lock_guard lock(mutex_);
+        if (backend_ == nullptr)
+            return;
+        SAFERING_ASSERT(!turning_); // a handler that runs the io_context it is run by
+        SAFERING_ASSERT(thread_ == std::thread::id{} || thread_ == std::this_thread::get_id());
+        thread_ = std::this_thread::get_id();
+        turning_ = true;
+    }
+    if (!begun_) {
+        backend_->begin([this] { wake(); });
+        begun_ = true;
+    }
+    // Before looking: what arrives while we look must wake us again.
+    awake_ = false;
+    take_incoming();
+    backend_->reap(ended_);
+    settle_ended();
+    fill();
+    run_handlers();
+    if (!finished_.empty())
+        wake();
+    if (in_flight_ + paused_ + pending_.size() + finished_.size() == 0)
+        work_.reset();
+    else if (!work_)
+        work_.emplace(executor_);
+    const std::lock_guard lock(mutex_);
+    turning_ = false;
+    if (outstanding_ == 0)
+        became_idle_.notify_all();
+}
+
+void ReactorLoop::take_incoming() {
+    std::deque<std::unique_ptr<Operation>> incoming;
+    {
+        const std::lock_guard lock(mutex_);
+        incoming.swap(incoming_);
+    }
+    for (std::unique_ptr<Operation>& operation : incoming) {
+        if (operation->completion.error) {
+            finished_.push_back(std::move(operation));
+        } else {
+            begin_transfer(*operation);
+            pending_.push_back(operation.release());
+        }
+    }
+}
+
+void ReactorLoop::settle_ended() {
+    in_flight_ -= static_cast<unsigned>(ended_.size());
+    for (Operation* operation : ended_)
+        settle(*operation);
+    ended_.clear();
+}
+
+void ReactorLoop::settle(Operation& operation) {
+    const auto alignment = [&] { return backend_->resume_alignment(operation.request.file); };
+    switch (next_step(operation, alignment)) {
+    case NextStep::finish:
+        finished_.emplace_back(&operation);
+        break;
+    case NextStep::again:
+        pending_.push_front(&operation);
+        break;
+    case NextStep::later:
+        retry_later(operation);
+        break;
+    }
+}
+
+void ReactorLoop::retry_later(Operation& operation) {
+    ++paused_;
+    auto timer = std::make_unique<boost::asio::steady_timer>(executor_, pause(operation));
+    boost::asio::steady_timer& waiting = *timer;
+    waiting.async_wait([self = shared_from_this(), timer = std::move(timer),
+                        &operation](const boost::system::error_code&) {
+        --self->paused_;
+        self->pending_.push_front(&operation);
+        self->wake();
+    });
+}
+
+void ReactorLoop::fill() {
+    while (in_flight_ < depth_ && !pending_.empty()) {
+        Operation* operation = pending_.front();
+        pending_.pop_front();
+        ++in_flight_;
+        backend_->start(*operation);
+    }
+    backend_->flush();
+}
+
+void ReactorLoop::run_handlers() {
+    std::size_t ran = 0;
+    for (; ran < handlers_per_turn && !finished_.empty(); ++ran) {
+        const std::unique_ptr<Operation> operation = std::move(finished_.front());
+        finished_.pop_front();
+        if (operation->on_complete)
+            std::exchange(operation->on_complete, {})(std::move(operation->completion));
+    }
+    const std::lock_guard lock(mutex_);
+    outstanding_ -= ran;
+}
+
+} // namespace safering

@@ -1,0 +1,74 @@
+// The Reactor's life on its one thread: incoming -> pending -> in flight -> ended -> handlers.
+//
+// The invariants: the backend and everything marked so below is touched by the loop's thread only;
+// a submission is counted in `outstanding_` from submit() until its handler has returned.
+#pragma once
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include <boost/asio/executor_work_guard.hpp>
+
+#include "io/backend.hpp"
+
+namespace safering {
+
+class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
+  public:
+    using Executor = boost::asio::io_context::executor_type;
+
+    ReactorLoop(Executor executor, std::unique_ptr<Backend> backend, unsigned depth);
+
+    /// Any thread.
+    void submit(std::span<Reactor::Submission> batch);
+    /// Whatever is submitted from now on ends in io_stopped. Any thread.
+    void refuse_more();
+    /// Until every handler has returned. Not on the loop's thread.
+    void wait_until_idle();
+    bool idle() const;
+    /// The loop's thread; none before the first batch.
+    std::thread::id thread() const;
+    /// Destroys the backend; idle loops only.
+    void close();
+
+    const Executor& executor() const { return executor_; }
+    Backend& backend() { return *backend_; }
+
+  private:
+    void wake();
+    void turn();
+    void take_incoming();
+    void settle_ended();
+    void settle(Operation& operation);
+    void retry_later(Operation& operation);
+    void fill();
+    void run_handlers();
+
+    const Executor executor_;
+    const unsigned depth_;
+    std::atomic<bool> awake_ = false;
+
+    mutable std::mutex mutex_;
+    std::condition_variable became_idle_;
+    std::deque<std::unique_ptr<Operation>> incoming_;
+    std::size_t outstanding_ = 0;
+    bool refusing_ = false;
+    bool turning_ = false;
+    std::thread::id thread_;
+
+    // The loop's thread only.
+    std::unique_ptr<Backend> backend_;
+    bool begun_ = false;
+    std::optional<boost::asio::executor_work_guard<Executor>> work_;
+    std::deque<Operation*> pending_;
+    unsigned in_flight_ = 0;
+    unsigned paused_ = 0;
+    std::vector<Operation*> ended_;
+    std::deque<std::unique_ptr<Operation>> finished_;
+};
+
+} // namespace safering

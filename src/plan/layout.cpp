@@ -1,0 +1,294 @@
+// See layout.hpp. Both layouts are the same work on "stored tensors", the entries of the files'
+// headers: a full layout has one for every name, a sharded one for every item.
+#include "plan/layout.hpp"
+
+#include <algorithm>
+#include <unordered_map>
+
+#include <fmt/format.h>
+
+#include "plan/box.hpp"
+#include "plan/sharding_info.hpp"
+#include "plan/text.hpp"
+#include "safetensors/header.hpp"
+
+namespace safering::plan {
+
+namespace {
+
+constexpr std::uint32_t none = ~std::uint32_t{0};
+
+struct StoredTensor {
+    const WriteItem* item; // the first of the tensor, or the chunk itself
+    std::uint32_t file = none;
+    std::uint64_t begin = 0; // in the data section
+};
+
+// Shard number (0 in a full layout), then index: the order of the files.
+using FileKey = std::pair<std::uint32_t, std::uint32_t>;
+
+struct Draft {
+    std::vector<StoredTensor> stored;
+    // Parallel to the plans and their items: index into `stored`.
+    std::vector<std::vector<std::uint32_t>> stored_of_item;
+    // While the files are still being found: index into `keys`.
+    std::vector<FileKey> keys;
+};
+
+std::unexpected<Error> item_error(Errc code, const WriteItem& item, std::string detail) {
+    auto error = fail(code, "lay out checkpoint", std::move(detail));
+    error.error().tensor = item.fqn;
+    return error;
+}
+
+std::uint32_t largest_index(const LayoutOptions& options) {
+    std::uint32_t largest = 1;
+    for (const auto& [fqn, index] : options.fqn_to_index_mapping)
+        largest = std::max(largest, index);
+    return largest;
+}
+
+// The number of every name; `names` in order of first sight.
+struct Names {
+    std::unordered_map<std::string_view, std::uint32_t> number_of;
+    std::vector<std::vector<std::uint32_t>> number_of_item;
+    std::vector<const WriteItem*> first_item;
+};
+
+Result<Names> number_names(const std::vector<SavePlan>& plans) {
+    Names names;
+    names.number_of_item.reserve(plans.size());
+    std::size_t items = 0;
+    for (const SavePlan& plan : plans)
+        items += plan.items.size();
+    names.number_of.reserve(items);
+    for (const SavePlan& plan : plans) {
+        auto& numbers = names.number_of_item.emplace_back();
+        numbers.reserve(plan.items.size());
+        for (const WriteItem& item : plan.items) {
+            const auto next = static_cast<std::uint32_t>(names.first_item.size());
+            const auto [at, is_new] = names.number_of.try_emplace(item.fqn, next);
+            if (is_new)
+                names.first_item.push_back(&item);
+            const WriteItem& first = *names.first_item[at->second];
+            if (first.dtype != item.dtype || first.size != item.size)
+                return item_error(Errc::plan_shape_mismatch, item,
+                                  fmt::format("expected {} {} as in another item of the tensor, "
+                                              "found {} {} in rank {}'s plan",
+                                              name(first.dtype), in_words(first.size),
+                                              name(item.dtype), in_words(item.size), plan.rank));
+            numbers.push_back(at->second);
+        }
+    }
+    return names;
+}
+
+// Every item is a box of its tensor that is whole bytes, and no chunk is there twice.
+Result<void> check_items(const std::vector<SavePlan>& plans, const Names& names) {
+    struct Place {
+        std::uint32_t name;
+        std::uint32_t rank;
+        const WriteItem* item;
+    };
+    std::vector<std::uint32_t> items_of(names.first_item.size());
+    for (const auto& numbers : names.number_of_item)
+        for (const std::uint32_t number : numbers)
+            ++items_of[number];
+    std::vector<Place> shared; // items of the names that have several
+    for (std::size_t p = 0; p < plans.size(); ++p)
+        for (std::size_t i = 0; i < plans[p].items.size(); ++i) {
+            const WriteItem& item = plans[p].items[i];
+            const auto box =
+                FileBox::make(item.dtype, item.size, item.chunk.offsets, item.chunk.sizes);
+            if (!box) {
+                Error error = box.error();
+                error.tensor = item.fqn;
+                return std::unexpected(std::move(error));
+            }
+            const std::uint32_t number = names.number_of_item[p][i];
+            if (items_of[number] > 1 && box->bytes() > 0)
+                shared.push_back({number, plans[p].rank, &item});
+        }
+    std::sort(shared.begin(), shared.end(), [](const Place& a, const Place& b) {
+        return a.name != b.name ? a.name < b.name : a.item->chunk.offsets < b.item->chunk.offsets;
+    });
+    for (std::size_t i = 1; i < shared.size(); ++i) {
+        const Place &a = shared[i - 1], &b = shared[i];
+        if (a.name == b.name && a.item->chunk.offsets == b.item->chunk.offsets)
+            return item_error(Errc::plan_duplicate_item, *b.item,
+                              fmt::format("chunk {} is in the plans of ranks {} and {}",
+                                          in_words(b.item->chunk), a.rank, b.rank));
+    }
+    return {};
+}
+
+// The output file index of every name.
+Result<std::vector<std::uint32_t>> map_names(const Names& names, const LayoutOptions& options) {
+    const bool unmapped = options.fqn_to_index_mapping.empty();
+    std::vector<std::uint32_t> index_of(names.first_item.size(), unmapped ? 1 : none);
+    for (const auto& [fqn, index] : options.fqn_to_index_mapping)
+        if (const auto at = names.number_of.find(fqn); at != names.number_of.end())
+            index_of[at->second] = index;
+    for (std::size_t n = 0; n < index_of.size(); ++n)
+        if (index_of[n] == none)
+            return item_error(Errc::plan_unmapped_tensor, *names.first_item[n],
+                              fmt::format("expected it among the {} names of the mapping; add it",
+                                          options.fqn_to_index_mapping.size()));
+    return index_of;
+}
+
+Draft draft_full(Names names, const std::vector<std::uint32_t>& index_of) {
+    Draft draft;
+    draft.stored_of_item = std::move(names.number_of_item);
+    draft.stored.reserve(names.first_item.size());
+    draft.keys.reserve(names.first_item.size());
+    for (std::size_t n = 0; n < names.first_item.size(); ++n) {
+        draft.stored.push_back({names.first_item[n]});
+        draft.keys.push_back({0, index_of[n]});
+    }
+    return draft;
+}
+
+Draft draft_sharded(const std::vector<SavePlan>& plans, const Names& names,
+                    const std::vector<std::uint32_t>& index_of) {
+    std::uint32_t next_shard = 1;
+    for (const SavePlan& plan : plans)
+        next_shard = std::max(next_shard, plan.rank + 2); // shards count from 1
+    // Plans in order of rank, so that the further shards are numbered in it too.
+    std::vector<std::uint32_t> order(plans.size());
+    for (std::size_t p = 0; p < order.size(); ++p)
+        order[p] = static_cast<std::uint32_t>(p);
+    std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+        return plans[a].rank < plans[b].rank;
+    });
+
+    Draft draft;
+    draft.stored_of_item.resize(plans.size());
+    std::vector<std::uint32_t> chunks_so_far(names.first_item.size());
+    std::vector<std::uint32_t> shards; // of the current rank: its own, then the further ones
+    for (std::size_t k = 0; k < order.size(); ++k) {
+        const SavePlan& plan = plans[order[k]];
+        if (k == 0 || plans[order[k - 1]].rank != plan.rank)
+            shards.assign(1, plan.rank + 1);
+        auto& stored_of_item = draft.stored_of_item[order[k]];
+        for (std::size_t i = 0; i < plan.items.size(); ++i) {
+            const std::uint32_t number = names.number_of_item[order[k]][i];
+            const std::uint32_t chunk = chunks_so_far[number]++;
+            if (chunk == shards.size())
+                shards.push_back(next_shard++);
+            stored_of_item.push_back(static_cast<std::uint32_t>(draft.stored.size()));
+            draft.stored.push_back({&plan.items[i]});
+            draft.keys.push_back({shards[chunk], index_of[number]});
+        }
+        // For the next rank; only what was touched, as ranks times names may be too many.
+        if (k + 1 == order.size() || plans[order[k + 1]].rank != plan.rank)
+            for (std::size_t j = k + 1; j-- > 0 && plans[order[j]].rank == plan.rank;)
+                for (const std::uint32_t number : names.number_of_item[order[j]])
+                    chunks_so_far[number] = 0;
+    }
+    return draft;
+}
+
+std::vector<std::pair<std::string, std::string>>
+file_metadata(const LayoutOptions& options, const std::vector<safetensors::TensorEntry>& tensors,
+              const std::unordered_map<std::string_view, StoredTensor*>& stored) {
+    std::map<std::string, std::string> entries(options.metadata.begin(), options.metadata.end());
+    entries.try_emplace("format", "pt");
+    if (options.layout == FileLayout::sharded) {
+        ShardingInfo info;
+        for (const safetensors::TensorEntry& tensor : tensors)
+            info.add(tensor.name, stored.at(tensor.name)->item->chunk.offsets);
+        entries["DCP_SHARDING_INFO"] = std::move(info).text();
+        entries["DCP_VERSION"] = "1.0";
+    }
+    return {std::make_move_iterator(entries.begin()), std::make_move_iterator(entries.end())};
+}
+
+// Header and places of one file that holds `stored`.
+Result<LayoutFile> lay_out_file(std::string file_name, const std::vector<StoredTensor*>& stored,
+                                const LayoutOptions& options) {
+    std::vector<safetensors::TensorEntry> tensors;
+    std::unordered_map<std::string_view, StoredTensor*> by_name;
+    tensors.reserve(stored.size());
+    by_name.reserve(stored.size());
+    for (StoredTensor* one : stored) {
+        const WriteItem& item = *one->item;
+        tensors.push_back(
+            {.name = item.fqn,
+             .dtype = item.dtype,
+             .shape = options.layout == FileLayout::full ? item.size : item.chunk.sizes,
+             .data = {}});
+        by_name.emplace(item.fqn, one);
+    }
+    const auto wrong = [&](Error error) {
+        error.file = file_name;
+        return std::unexpected(std::move(error));
+    };
+    if (auto assigned = safetensors::assign_offsets(tensors); !assigned)
+        return wrong(std::move(assigned.error()));
+    auto head = safetensors::write_header(tensors, file_metadata(options, tensors, by_name),
+                                          options.header_alignment);
+    if (!head)
+        return wrong(std::move(head.error()));
+    for (const safetensors::TensorEntry& tensor : tensors)
+        by_name.at(tensor.name)->begin = tensor.data.begin;
+    const std::uint64_t data_begin = head->size();
+    const std::uint64_t data_bytes = tensors.empty() ? 0 : tensors.back().data.end;
+    return LayoutFile{{std::move(file_name), data_begin + data_bytes, data_begin},
+                      std::move(*head)};
+}
+
+// Numbers the files in the order of their keys and lays them out.
+Result<void> lay_out_files(Draft& draft, const LayoutOptions& options, Layout& layout) {
+    std::map<FileKey, std::vector<StoredTensor*>> files;
+    for (std::size_t s = 0; s < draft.stored.size(); ++s)
+        files[draft.keys[s]].push_back(&draft.stored[s]);
+    const std::uint32_t largest = largest_index(options);
+    for (auto& [key, stored] : files) {
+        auto file = lay_out_file(options.layout == FileLayout::full
+                                     ? full_file_name(key.second, largest)
+                                     : shard_file_name(key.first, key.second, largest),
+                                 stored, options);
+        if (!file)
+            return std::unexpected(std::move(file.error()));
+        for (StoredTensor* one : stored) {
+            one->file = static_cast<std::uint32_t>(layout.files.size());
+            one->begin += file->file.data_begin;
+        }
+        layout.total_size += file->file.file_bytes - file->file.data_begin;
+        layout.files.push_back(std::move(*file));
+    }
+    return {};
+}
+
+} // namespace
+
+Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptions& options) {
+    auto names = number_names(plans);
+    if (!names)
+        return std::unexpected(std::move(names.error()));
+    if (auto good = check_items(plans, *names); !good)
+        return std::unexpected(std::move(good.error()));
+    const auto index_of = map_names(*names, options);
+    if (!index_of)
+        return std::unexpected(index_of.error());
+
+    const bool full = options.layout == FileLayout::full;
+    Draft draft =
+        full ? draft_full(std::move(*names), *index_of) : draft_sharded(plans, *names, *index_of);
+    Layout layout;
+    if (auto laid = lay_out_files(draft, options, layout); !laid)
+        return std::unexpected(std::move(laid.error()));
+    for (const auto& stored_of_item : draft.stored_of_item) {
+        auto& placements = layout.placements.emplace_back();
+        placements.reserve(stored_of_item.size());
+        for (const std::uint32_t s : stored_of_item)
+            placements.push_back({draft.stored[s].file, draft.stored[s].begin});
+    }
+    if (full)
+        for (const StoredTensor& stored : draft.stored)
+            layout.weight_map.emplace_hint(layout.weight_map.end(), stored.item->fqn, stored.file);
+    return layout;
+}
+
+} // namespace safering::plan
