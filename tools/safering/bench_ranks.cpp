@@ -78,21 +78,20 @@ void Ranks::start(BackendChoice backend) {
 
 std::vector<LocalTensor> Ranks::sources(unsigned rank) const {
     std::vector<LocalTensor> tensors;
-    for (const Part& part : parts_[rank])
-        tensors.push_back({part.fqn,
-                           {.data = part.saved.get(), .dtype = dtype, .shape = part.shard.sizes},
-                           part.size,
-                           part.shard.offsets});
+    for (const Part& part : parts_[rank]) {
+        const TensorView view{.data = part.saved.get(), .dtype = dtype, .shape = part.shard.sizes};
+        tensors.push_back({part.fqn, view, part.size, part.shard.offsets});
+    }
     return tensors;
 }
 
 std::vector<LocalDestination> Ranks::destinations(unsigned rank) const {
     std::vector<LocalDestination> tensors;
-    for (const Part& part : parts_[rank])
-        tensors.push_back({part.fqn,
-                           {.data = part.loaded.get(), .dtype = dtype, .shape = part.shard.sizes},
-                           part.size,
-                           part.shard.offsets});
+    for (const Part& part : parts_[rank]) {
+        const MutableTensorView view{
+            .data = part.loaded.get(), .dtype = dtype, .shape = part.shard.sizes};
+        tensors.push_back({part.fqn, view, part.size, part.shard.offsets});
+    }
     return tensors;
 }
 
