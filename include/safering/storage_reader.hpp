@@ -9,6 +9,11 @@
 #include <utility>
 #include <vector>
 
+#include <boost/asio/associated_executor.hpp>
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/post.hpp>
+
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
 
