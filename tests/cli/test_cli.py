@@ -1,0 +1,413 @@
+"""The command as its users see it: exit codes, what stands on which stream, and what it does to files.
+
+usage: test_cli.py SAFERING_COMMAND
+"""
+
+import json
+import os
+import pathlib
+import pty
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.dont_write_bytecode = True
+
+import tap
+from safetensors_files import Tensor, read_directory, write_file, write_indexed, write_raw, write_sharded
+
+COMMAND = sys.argv.pop(1) if len(sys.argv) > 1 else "safering"
+SUBCOMMANDS = ["probe", "inspect", "verify", "convert", "bench"]
+TENSORS = {
+    "embed.weight": Tensor("BF16", [48, 64]),
+    "layers.0.weight": Tensor("F32", [17, 33]),
+    "layers.0.bias": Tensor("F32", [33]),
+    "steps": Tensor("I64", []),
+    "empty": Tensor("U8", [0, 4]),
+}
+
+
+class CommandTest(unittest.TestCase):
+    def setUp(self):
+        # Not below /tmp by default: where the build is, direct I/O works more often.
+        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="cli-", dir=os.getcwd()))
+        self.addCleanup(shutil.rmtree, self.directory)
+
+    def run_command(self, *arguments):
+        return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True,
+                              timeout=300, stdin=subprocess.DEVNULL)
+
+    def good(self, *arguments):
+        """Standard output of a run that must succeed in silence."""
+        result = self.run_command(*arguments)
+        self.assertEqual((result.returncode, result.stderr), (0, ""), result)
+        return result.stdout
+
+    def good_json(self, *arguments):
+        return json.loads(self.good(*arguments, "--json"))
+
+    def fails(self, code, *arguments):
+        """Standard error of a run that must fail with one line and no output."""
+        result = self.run_command(*arguments)
+        self.assertEqual((result.returncode, result.stdout), (code, ""), result)
+        if code == 1:
+            self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
+        self.assertTrue(result.stderr.startswith("safering: "), result.stderr)
+        return result.stderr
+
+    def fails_json(self, code, *arguments):
+        result = self.run_command(*arguments, "--json")
+        self.assertEqual(result.returncode, code, result)
+        self.assertNotEqual(result.stderr, "")
+        return json.loads(result.stdout)
+
+    def file(self, name="model.safetensors"):
+        path = self.directory / name
+        write_file(path, TENSORS, {"format": "pt"})
+        return path
+
+    def saved(self, *options):
+        """A checkpoint that safering wrote, with a manifest."""
+        path = self.directory / "saved"
+        self.good("convert", self.file("source.safetensors"), path, *options)
+        return path
+
+
+class Usage(CommandTest):
+    def test_version(self):
+        self.assertRegex(self.good("--version"), r"^safering \d+\.\d+\.\d+\n$")
+
+    def test_help_of_each_subcommand_has_an_example(self):
+        for arguments in [[], *[[name] for name in SUBCOMMANDS]]:
+            self.assertIn("Example: safering", self.good(*arguments, "--help"))
+
+    def test_wrong_use_is_2(self):
+        wrong = [
+            [], ["frobnicate"], ["--frobnicate"], ["inspect"], ["verify"], ["convert", "only-source"],
+            ["bench"], ["probe", "a", "b"], ["inspect", "a", "--frobnicate"],
+            ["verify", "a", "--backend", "magic"],
+            ["convert", "a", "b", "--files", "0"], ["convert", "a", "b", "--files", "many"],
+            ["convert", "a", "b", "--files", "2", "--max-file-size", "5GB"],
+            *[["convert", "a", "b", "--max-file-size", size]
+              for size in ["0", "-5", "5XB", "GB", "1e3", "5 G iB", "", "nan", "9999999999TB"]],
+            ["bench", ".", "--ranks", "0"], ["bench", ".", "--shard-dim", "-1"],
+            ["bench", ".", "--size", "big"], ["bench", ".", "--repeat", "0"],
+        ]
+        for arguments in wrong:
+            with self.subTest(arguments=arguments):
+                self.fails(2, *arguments)
+
+    def test_wrong_use_as_json(self):
+        self.assertIn("frobnicate", self.fails_json(2, "inspect", "a", "--frobnicate")["error"]["message"])
+
+
+class Probe(CommandTest):
+    def test_text(self):
+        text = self.good("probe", self.directory)
+        for word in ["backend", "file system", "O_DIRECT", "fallocate", "huge pages"]:
+            self.assertIn(word, text)
+
+    def test_json(self):
+        report = self.good_json("probe", self.directory)
+        self.assertIn(report["reactor"]["backend"], ["io_uring", "threads"])
+        self.assertNotEqual(report["reactor"]["reason"], "")
+        self.assertNotEqual(report["file_system"]["type"], "")
+        for field in ["memory_alignment", "offset_alignment"]:
+            self.assertGreater(report["file_system"][field], 0)
+        self.assertIn(report["huge_pages"]["granted"], [True, False])
+
+    def test_threads_are_always_there(self):
+        report = self.good_json("probe", self.directory, "--backend", "threads")
+        self.assertEqual(report["reactor"]["backend"], "threads")
+
+    def test_no_such_directory(self):
+        self.assertIn("absent", self.fails(1, "probe", self.directory / "absent"))
+
+
+class Inspect(CommandTest):
+    def check_tensors(self, report):
+        found = {tensor["name"]: tensor for tensor in report["tensors"]}
+        self.assertEqual(set(found), set(TENSORS))
+        for name, tensor in TENSORS.items():
+            self.assertEqual(found[name]["dtype"], tensor.dtype)
+            self.assertEqual(found[name]["shape"], tensor.shape)
+            self.assertEqual(found[name]["bytes"], len(tensor.data))
+        self.assertEqual(report["tensor_bytes"], sum(len(t.data) for t in TENSORS.values()))
+
+    def test_single_file(self):
+        report = self.good_json("inspect", self.file())
+        self.check_tensors(report)
+        self.assertEqual(report["source"], "single_file")
+        self.assertEqual(report["files"][0]["metadata"], {"format": "pt"})
+        self.assertEqual(report["tensors"][0]["chunks"][0]["file"], "model.safetensors")
+
+    def test_text_names_every_tensor(self):
+        text = self.good("inspect", self.file())
+        for name in TENSORS:
+            self.assertIn(name, text)
+        self.assertIn("BF16 [48, 64]", text)
+
+    def test_directory(self):
+        write_file(self.directory / "a.safetensors", TENSORS)
+        report = self.good_json("inspect", self.directory)
+        self.check_tensors(report)
+        self.assertEqual(report["source"], "directory")
+
+    def test_index(self):
+        names = sorted(TENSORS)
+        path = self.directory / "indexed"
+        write_indexed(path, {
+            "model-00001-of-00002.safetensors": {n: TENSORS[n] for n in names[:2]},
+            "model-00002-of-00002.safetensors": {n: TENSORS[n] for n in names[2:]},
+        })
+        # What the index does not list is not part of the checkpoint.
+        write_file(path / "stray.safetensors", {"stray": Tensor("U8", [3])})
+        report = self.good_json("inspect", path)
+        self.check_tensors(report)
+        self.assertEqual(report["source"], "index")
+        self.assertEqual(len(report["files"]), 2)
+
+    def test_sharded(self):
+        path = self.directory / "sharded"
+        write_sharded(path, TENSORS, 0, 3)
+        report = self.good_json("inspect", path)
+        self.check_tensors(report)
+        chunks = {t["name"]: t["chunks"] for t in report["tensors"]}["layers.0.weight"]
+        self.assertEqual([c["offsets"] for c in chunks], [[0, 0], [6, 0], [12, 0]])
+        self.assertEqual([c["sizes"] for c in chunks], [[6, 33], [6, 33], [5, 33]])
+        self.assertIn("at [12, 0]  shard-00003-model-00001-of-00001.safetensors",
+                      self.good("inspect", path))
+
+    def test_manifest(self):
+        report = self.good_json("inspect", self.saved())
+        self.check_tensors(report)
+        self.assertEqual(report["source"], "manifest")
+        self.assertRegex(report["attempt"], r"^[0-9a-f]{32}$")
+        self.assertTrue(report["digests"])
+
+    def test_absent(self):
+        self.assertIn("absent", self.fails(1, "inspect", self.directory / "absent"))
+        error = self.fails_json(1, "inspect", self.directory / "absent")["error"]
+        self.assertIn("absent", error["message"])
+
+    def test_broken_header_names_file_and_tensor(self):
+        header = b'{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,4]}}'
+        write_raw(self.directory / "broken.safetensors", header, bytes(4))
+        message = self.fails(1, "inspect", self.directory / "broken.safetensors")
+        self.assertIn("broken.safetensors", message)
+        self.assertIn('"a"', message)
+
+    def test_control_characters_do_not_reach_the_terminal(self):
+        path = self.directory / "names.safetensors"
+        write_file(path, {"evil\x1b[2J\nname": Tensor("U8", [1])}, {"key\x07": "\x1b[31m"})
+        text = self.good("inspect", path)
+        for character in "\x1b\x07":
+            self.assertNotIn(character, text)
+        self.assertEqual(self.good_json("inspect", path)["tensors"][0]["name"], "evil\x1b[2J\nname")
+
+
+class Verify(CommandTest):
+    def flip(self, path, at):
+        with open(path, "r+b") as file:
+            file.seek(at)
+            byte = file.read(1)[0]
+            file.seek(at)
+            file.write(bytes([byte ^ 1]))
+
+    def test_foreign_file_is_good_but_unchecked(self):
+        report = self.good_json("verify", self.file())
+        self.assertTrue(report["good"])
+        self.assertEqual(report["verified_bytes"], 0)
+        self.assertNotEqual(report["unchecked"], [])
+
+    def test_saved_checkpoint_is_verified_to_the_last_byte(self):
+        path = self.saved()
+        report = self.good_json("verify", path)
+        self.assertEqual(report["verified_bytes"], sum(len(t.data) for t in TENSORS.values()))
+        self.assertIn("good", self.good("verify", path))
+
+    def test_a_changed_byte_is_found(self):
+        path = self.saved()
+        embedding = {t["name"]: t for t in self.good_json("inspect", path)["tensors"]}["embed.weight"]
+        chunk = embedding["chunks"][0]
+        self.flip(path / chunk["file"], chunk["bytes"][0] + 1000)
+        result = self.run_command("verify", path)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(chunk["file"], result.stdout)
+        self.assertIn("damaged", result.stderr)
+        report = self.fails_json(1, "verify", path)
+        self.assertFalse(report["good"])
+        self.assertEqual(len(report["findings"]), 1)
+        self.assertIn("changed", report["findings"][0]["message"])
+
+    def test_a_shortened_file_is_found(self):
+        path = self.saved()
+        file, = path.glob("model-*.safetensors")
+        os.truncate(file, file.stat().st_size - 1)
+        result = self.run_command("verify", path)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(file.name, result.stdout + result.stderr)
+
+    def test_a_lost_file_is_found(self):
+        path = self.saved("--files", "2")
+        file = sorted(path.glob("model-*.safetensors"))[1]
+        file.unlink()
+        result = self.run_command("verify", path)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn(file.name, result.stdout + result.stderr)
+
+    def test_a_lost_shard_is_found(self):
+        path = self.directory / "sharded"
+        write_sharded(path, TENSORS, 0, 3)
+        (path / "shard-00002-model-00001-of-00001.safetensors").unlink()
+        result = self.run_command("verify", path)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("embed.weight", result.stdout + result.stderr)
+
+    def test_absent(self):
+        self.fails(1, "verify", self.directory / "absent")
+
+    def test_strict_refuses_links(self):
+        path = self.directory / "linked"
+        path.mkdir()
+        (path / "model.safetensors").symlink_to(self.file("target.safetensors"))
+        self.good("verify", path)
+        self.assertEqual(self.run_command("verify", path, "--strict").returncode, 1)
+
+    def test_progress_on_a_terminal_only(self):
+        path = self.saved()
+        self.good("verify", path)
+        master, slave = pty.openpty()
+        self.addCleanup(os.close, master)
+        process = subprocess.run([COMMAND, "verify", str(path)], stdout=subprocess.DEVNULL, stderr=slave)
+        os.close(slave)
+        self.assertEqual(process.returncode, 0)
+        self.assertIn(b"verify: ", os.read(master, 4096))
+
+
+class Convert(CommandTest):
+    def test_single_file_to_directory(self):
+        path = self.saved()
+        self.assertEqual(read_directory(path), TENSORS)
+        self.assertEqual([p.name for p in path.glob("*.safetensors")],
+                         ["model-00001-of-00001.safetensors"])
+
+    def test_shards_become_whole_tensors(self):
+        for dimension in [0, 1]:
+            source = self.directory / f"sharded-{dimension}"
+            write_sharded(source, TENSORS, dimension, 3)
+            before = {p.name: p.read_bytes() for p in source.iterdir()}
+            self.good("convert", source, self.directory / f"whole-{dimension}")
+            self.assertEqual(read_directory(self.directory / f"whole-{dimension}"), TENSORS)
+            self.assertEqual({p.name: p.read_bytes() for p in source.iterdir()}, before)
+
+    def test_files(self):
+        path = self.saved("--files", "3")
+        self.assertEqual(read_directory(path), TENSORS)
+        self.assertEqual(len(list(path.glob("*.safetensors"))), 3)
+
+    def test_max_file_size(self):
+        tensors = {f"t{i}": Tensor("U8", [4000]) for i in range(6)}
+        write_file(self.directory / "six.safetensors", tensors)
+        # 8 kB holds two tensors and no third; 8 KiB the same; a tensor above the limit stands alone.
+        for size, files in [("8kB", 3), ("8KiB", 3), ("0.008MB", 3), ("8000", 3), ("100", 6), ("1GB", 1)]:
+            with self.subTest(size=size):
+                path = self.directory / f"converted-{size}"
+                report = self.good_json("convert", self.directory / "six.safetensors", path,
+                                        "--max-file-size", size)
+                self.assertEqual(read_directory(path), tensors)
+                self.assertEqual(report["files"], files)
+
+    def test_both_backends(self):
+        for backend in ["threads", "auto"]:
+            path = self.directory / backend
+            report = self.good_json("convert", self.file(), path, "--backend", backend)
+            self.assertEqual(read_directory(path), TENSORS)
+            self.assertEqual(report["tensor_bytes"], sum(len(t.data) for t in TENSORS.values()))
+            if backend == "threads":
+                self.assertEqual(report["reactor"]["backend"], "threads")
+
+    def test_replaces_and_keeps_the_files_of_others(self):
+        path = self.saved("--files", "2")
+        (path / "config.json").write_text("{}")
+        report = self.good_json("convert", self.directory / "source.safetensors", path)
+        self.assertTrue(report["replaced"])
+        self.assertEqual((path / "config.json").read_text(), "{}")
+        self.assertEqual(read_directory(path), TENSORS)
+        self.assertEqual(len(list(path.glob("*.safetensors"))), 1)
+
+    def test_a_lost_shard_leaves_no_destination(self):
+        source = self.directory / "sharded"
+        write_sharded(source, TENSORS, 0, 3)
+        (source / "shard-00001-model-00001-of-00001.safetensors").unlink()
+        self.fails(1, "convert", source, self.directory / "whole")
+        self.assertEqual([p.name for p in self.directory.iterdir()], ["sharded"])
+
+    def test_a_changed_byte_is_not_converted(self):
+        path = self.saved()
+        file, = path.glob("*.safetensors")
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+        self.assertIn("changed", self.fails(1, "convert", path, self.directory / "copy"))
+        self.assertFalse((self.directory / "copy").exists())
+
+    def test_onto_itself(self):
+        path = self.saved()
+        self.fails(1, "convert", path, path)
+        self.assertEqual(read_directory(path), TENSORS)
+
+    def test_no_parent(self):
+        self.assertIn("absent", self.fails(1, "convert", self.file(), self.directory / "absent" / "x"))
+
+
+class Bench(CommandTest):
+    def check(self, *options):
+        report = self.good_json("bench", self.directory, "--size", "2MiB", "--repeat", "3", *options)
+        for part in ["save", "load"]:
+            self.assertEqual(len(report[part]["runs"]), 3)
+            self.assertGreater(report[part]["gib_per_second"], 0)
+            self.assertGreater(report[part]["bytes"], 1 << 20)
+        self.assertEqual(list(self.directory.iterdir()), [])
+        return report
+
+    def test_one_rank(self):
+        report = self.check()
+        self.assertEqual(report["save"]["bytes"], report["load"]["bytes"])
+
+    def test_ranks_along_dimension_0(self):
+        self.check("--ranks", "3")
+
+    def test_ranks_along_dimension_1(self):
+        # Norms have no dimension 1: each rank loads them, one saves them.
+        report = self.check("--ranks", "2", "--shard-dim", "1", "--backend", "threads")
+        self.assertEqual(report["reactor"]["backend"], "threads")
+        self.assertGreater(report["load"]["bytes"], report["save"]["bytes"])
+
+    def test_text(self):
+        text = self.good("bench", self.directory, "--size", "1MB", "--repeat", "1")
+        self.assertIn("save, durable", text)
+        self.assertIn("load, cold", text)
+
+    def test_too_large_for_the_machine(self):
+        self.assertIn("--size", self.fails(1, "bench", self.directory, "--size", "1000TiB"))
+
+    def test_no_such_directory(self):
+        self.assertIn("absent", self.fails(1, "bench", self.directory / "absent", "--size", "1MB"))
+
+
+class Output(CommandTest):
+    def test_a_full_disk_behind_standard_output_is_a_failure(self):
+        if not os.path.exists("/dev/full"):
+            self.skipTest("no /dev/full")
+        with open("/dev/full", "w") as full:
+            result = subprocess.run([COMMAND, "probe", str(self.directory)], stdout=full,
+                                    stderr=subprocess.PIPE)
+        self.assertEqual(result.returncode, 1)
+
+
+if __name__ == "__main__":
+    tap.main()

@@ -1,0 +1,64 @@
+// `safering probe [DIR]`: what this machine and this file system let a save do.
+
+#include <fmt/format.h>
+
+#include "command.hpp"
+#include "huge_pages.hpp"
+#include "text.hpp"
+
+namespace safering::tools {
+
+namespace {
+
+struct ProbeReport {
+    ReactorInfo reactor;
+    FileSystemInfo file_system;
+    HugePages huge_pages;
+};
+
+ProbeReport probe(const std::string& directory, BackendChoice backend) {
+    const auto reactor = make_reactor(backend);
+    return {reactor->info(), value_or_throw(reactor->file_system(directory)), probe_huge_pages()};
+}
+
+void print_text(const std::string& directory, const ProbeReport& report) {
+    const FileSystemInfo& fs = report.file_system;
+    fmt::print("backend      {}: {}\n", name(report.reactor.backend), report.reactor.reason);
+    fmt::print("directory    {}\n", escaped(directory));
+    fmt::print("file system  {}\n", fs.type);
+    fmt::print("O_DIRECT     {}\n", fs.direct
+                                        ? fmt::format("yes, memory aligned to {}, offsets to {}",
+                                                      fs.memory_alignment, fs.offset_alignment)
+                                        : "refused; saves and loads go through the page cache");
+    fmt::print("fallocate    {}\n",
+               fs.allocate ? "yes" : "refused; a full disk shows only while writing");
+    fmt::print("huge pages   {}\n", report.huge_pages.words());
+}
+
+} // namespace
+
+void add_probe(CLI::App& app, CommonOptions& common, Action& action) {
+    auto* command = add_command(app, common, "probe",
+                                "Tell which backend and file system features are available",
+                                "Example: safering probe /checkpoints");
+    auto directory = std::make_shared<std::string>(".");
+    command->add_option("DIR", *directory, "Directory that checkpoints would be saved in (.)");
+    add_backend_option(*command, common);
+    command->callback([&common, &action, directory] {
+        action = [&common, directory] {
+            const ProbeReport report = probe(*directory, common.backend);
+            if (common.json)
+                print_json({
+                    {"directory", *directory},
+                    {"reactor", to_json(report.reactor)},
+                    {"file_system", to_json(report.file_system)},
+                    {"huge_pages", to_json(report.huge_pages)},
+                });
+            else
+                print_text(*directory, report);
+            return exit_good;
+        };
+    });
+}
+
+} // namespace safering::tools
