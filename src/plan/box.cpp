@@ -16,6 +16,9 @@ namespace {
 // cache, large enough that restarting the walk costs nothing (measured; shared/linux-io.md).
 constexpr std::uint64_t digest_block_bytes = 128 * 1024;
 
+// Runs of at least this many bytes are hashed where they lie in memory, shorter ones in the image.
+constexpr std::uint64_t digest_source_min_bytes = streaming_min_bytes;
+
 constexpr std::uint64_t max_extent = std::numeric_limits<std::int64_t>::max();
 
 // A dimension with more than one step, strides in units.
@@ -177,7 +180,43 @@ struct ToImage {
                     {static_cast<std::int64_t>(rows.file_stride),
                      static_cast<std::int64_t>(columns.file_stride)},
                     memory + at, {rows.memory_stride, columns.memory_stride}, count, columns.count,
-                    element);
+                    element, TileOrder::along_source);
+    }
+};
+
+// The same, with the digest of the source taken first, a block at a time: the copy then finds it in
+// the caches, and what is streamed leaves nothing of the image there.
+struct ToImageWithDigest : ToImage {
+    Digest* digest;
+
+    void runs(std::uint64_t file, std::int64_t at, const Loop& loop, std::uint64_t count,
+              std::size_t run) const {
+        // Runs that follow each other in memory are hashed together.
+        const std::uint64_t together =
+            loop.memory_stride == static_cast<std::int64_t>(run)
+                ? std::clamp<std::uint64_t>(digest_block_bytes / run, 1, count)
+                : 1;
+        for (std::uint64_t i = 0; i < count; i += together) {
+            const std::uint64_t now = std::min(together, count - i);
+            const std::uint64_t begin = file + i * loop.file_stride;
+            const std::int64_t from = at + static_cast<std::int64_t>(i) * loop.memory_stride;
+            if (run > digest_block_bytes) {
+                long_run(begin, from, run);
+            } else {
+                digest->update(memory + from, now * run);
+                ToImage::runs(begin, from, loop, now, run);
+            }
+        }
+    }
+
+  private:
+    void long_run(std::uint64_t file, std::int64_t at, std::size_t run) const {
+        for (std::size_t done = 0; done < run; done += digest_block_bytes) {
+            const std::size_t bytes = std::min<std::size_t>(digest_block_bytes, run - done);
+            const std::byte* from = memory + at + static_cast<std::int64_t>(done);
+            digest->update(from, bytes);
+            copy_streaming(image + (file + done - base), from, bytes);
+        }
     }
 };
 
@@ -197,7 +236,7 @@ struct ToMemory {
         copy_matrix(memory + at, {columns.memory_stride, rows.memory_stride}, image + (file - base),
                     {static_cast<std::int64_t>(columns.file_stride),
                      static_cast<std::int64_t>(rows.file_stride)},
-                    columns.count, count, element);
+                    columns.count, count, element, TileOrder::along_target);
     }
 };
 
@@ -333,14 +372,8 @@ void BoxCopy::gather(const std::byte* memory, std::byte* image, ByteRange window
     const std::uint64_t begin = file_box_.hull().begin;
     if (digest == nullptr) {
         move(way, part);
-    } else if (loops_.empty()) {
-        // The source is hashed, block by block, and copied while it is hot: streaming stores leave
-        // nothing of the image in the caches.
-        for (std::uint64_t at = part.begin; at < part.end; at += digest_block_bytes) {
-            const ByteRange block = part.clip({at, at + digest_block_bytes});
-            digest->update(memory + (block.begin - begin), block.size());
-            move(way, block);
-        }
+    } else if (run_bytes_ >= digest_source_min_bytes) {
+        move(ToImageWithDigest{way, digest}, part);
     } else {
         // Blocks count from the box's first byte, so that they hold whole rows where rows matter.
         const std::uint64_t step = digest_block();

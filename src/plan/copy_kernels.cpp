@@ -3,7 +3,10 @@
 #include "plan/copy_kernels.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
+#include <tuple>
+#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -82,12 +85,12 @@ void copy_fixed(Strided to, ConstStrided from, std::uint64_t count) {
     }
 }
 
+// Through local tiles: lines of the source are read whole along their dense side, and lines of the
+// target written whole along theirs, whatever sets of the cache the strides of the big matrices
+// fall into.
 template <std::size_t size>
 void copy_tile(std::byte* to, MatrixSide to_side, const std::byte* from, MatrixSide from_side,
                std::uint64_t rows, std::uint64_t columns) {
-    // Through a local tile: source lines are read whole along their fast side and target lines
-    // written whole along theirs, whatever sets of the cache the strides of the big matrices fall
-    // into.
     constexpr std::size_t side = matrix_tile(size);
     alignas(64) std::byte tile[side * side * size];
     for (std::uint64_t c = 0; c < columns; ++c) {
@@ -101,17 +104,77 @@ void copy_tile(std::byte* to, MatrixSide to_side, const std::byte* from, MatrixS
                          {tile + r * side * size, static_cast<std::int64_t>(size)}, columns);
 }
 
+// A vector of 16 bytes of elements, and the transposition of as many vectors as one has elements:
+// to interleave the first half of the vectors with the second, log2(n) times over, is to transpose.
+template <std::size_t size>
+struct Vectors {
+    static constexpr std::size_t n = 16 / size;
+    using Element =
+        std::tuple_element_t<std::countr_zero(size),
+                             std::tuple<std::uint8_t, std::uint16_t, std::uint32_t, std::uint64_t>>;
+    typedef Element Vector __attribute__((vector_size(16)));
+
+    template <std::size_t... i>
+    static void interleave(const Vector& a, const Vector& b, Vector& low, Vector& high,
+                           std::index_sequence<i...>) {
+        low = __builtin_shufflevector(a, b, (i / 2 + i % 2 * n)...);
+        high = __builtin_shufflevector(a, b, (n / 2 + i / 2 + i % 2 * n)...);
+    }
+    static void transpose(Vector (&rows)[n]) {
+        Vector next[n];
+        for (std::size_t stage = 1; stage < n; stage *= 2) {
+            for (std::size_t i = 0; i < n / 2; ++i)
+                interleave(rows[i], rows[i + n / 2], next[2 * i], next[2 * i + 1],
+                           std::make_index_sequence<n>());
+            std::memcpy(rows, next, sizeof(next));
+        }
+    }
+};
+
+// A whole tile whose source is dense along its columns and whose target is along its rows.
+template <std::size_t size>
+void copy_dense_tile(std::byte* to, std::int64_t to_row, const std::byte* from,
+                     std::int64_t from_column) {
+    constexpr std::size_t side = matrix_tile(size), n = Vectors<size>::n;
+    alignas(64) std::byte source[side * 64];
+    for (std::size_t c = 0; c < side; ++c)
+        std::memcpy(source + c * 64, from + static_cast<std::int64_t>(c) * from_column, 64);
+    for (std::size_t r = 0; r < side; r += n)
+        for (std::size_t c = 0; c < side; c += n) {
+            typename Vectors<size>::Vector rows[n];
+            for (std::size_t i = 0; i < n; ++i)
+                std::memcpy(&rows[i], source + (c + i) * 64 + r * size, 16);
+            Vectors<size>::transpose(rows);
+            for (std::size_t i = 0; i < n; ++i)
+                std::memcpy(to + static_cast<std::int64_t>(r + i) * to_row + c * size, &rows[i],
+                            16);
+        }
+}
+
 template <std::size_t size>
 void copy_tiles(std::byte* to, MatrixSide to_side, const std::byte* from, MatrixSide from_side,
-                std::uint64_t rows, std::uint64_t columns) {
+                std::uint64_t rows, std::uint64_t columns, TileOrder order) {
     constexpr std::uint64_t side = matrix_tile(size);
-    for (std::uint64_t r = 0; r < rows; r += side) {
-        for (std::uint64_t c = 0; c < columns; c += side) {
-            const auto row = static_cast<std::int64_t>(r), column = static_cast<std::int64_t>(c);
-            copy_tile<size>(to + row * to_side.row + column * to_side.column, to_side,
-                            from + row * from_side.row + column * from_side.column, from_side,
-                            std::min(side, rows - r), std::min(side, columns - c));
-        }
+    constexpr auto dense = static_cast<std::int64_t>(size);
+    const bool is_dense = from_side.row == dense && to_side.column == dense;
+    const auto tile = [&](std::uint64_t r, std::uint64_t c) {
+        const auto row = static_cast<std::int64_t>(r), column = static_cast<std::int64_t>(c);
+        std::byte* target = to + row * to_side.row + column * to_side.column;
+        const std::byte* source = from + row * from_side.row + column * from_side.column;
+        if (is_dense && rows - r >= side && columns - c >= side)
+            copy_dense_tile<size>(target, to_side.row, source, from_side.column);
+        else
+            copy_tile<size>(target, to_side, source, from_side, std::min(side, rows - r),
+                            std::min(side, columns - c));
+    };
+    if (order == TileOrder::along_source) {
+        for (std::uint64_t c = 0; c < columns; c += side)
+            for (std::uint64_t r = 0; r < rows; r += side)
+                tile(r, c);
+    } else {
+        for (std::uint64_t r = 0; r < rows; r += side)
+            for (std::uint64_t c = 0; c < columns; c += side)
+                tile(r, c);
     }
 }
 
@@ -164,16 +227,16 @@ void copy_runs(Strided to, ConstStrided from, std::uint64_t count, std::size_t r
 }
 
 void copy_matrix(std::byte* to, MatrixSide to_side, const std::byte* from, MatrixSide from_side,
-                 std::uint64_t rows, std::uint64_t columns, std::size_t element) {
+                 std::uint64_t rows, std::uint64_t columns, std::size_t element, TileOrder order) {
     switch (element) {
     case 1:
-        return copy_tiles<1>(to, to_side, from, from_side, rows, columns);
+        return copy_tiles<1>(to, to_side, from, from_side, rows, columns, order);
     case 2:
-        return copy_tiles<2>(to, to_side, from, from_side, rows, columns);
+        return copy_tiles<2>(to, to_side, from, from_side, rows, columns, order);
     case 4:
-        return copy_tiles<4>(to, to_side, from, from_side, rows, columns);
+        return copy_tiles<4>(to, to_side, from, from_side, rows, columns, order);
     default:
-        return copy_tiles<8>(to, to_side, from, from_side, rows, columns);
+        return copy_tiles<8>(to, to_side, from, from_side, rows, columns, order);
     }
 }
 
