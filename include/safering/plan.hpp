@@ -192,7 +192,8 @@ SAFERING_API std::vector<std::byte> to_bytes(const SavePlan& plan);
 SAFERING_API std::vector<std::byte> to_bytes(const WriteResults& results);
 SAFERING_API std::vector<std::byte> to_bytes(const LoadPlan& plan);
 SAFERING_API std::vector<std::byte> to_bytes(const Metadata& metadata);
-/// Errors: plan_bad_bytes, with the offset; never reads or allocates beyond what the bytes hold.
+/// Errors: plan_bad_bytes, with the offset, also where lists that should be parallel are not or the index of
+/// a file has no file; never reads or allocates beyond what the bytes hold.
 SAFERING_API Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes);
 SAFERING_API Result<WriteResults> write_results_from_bytes(std::span<const std::byte> bytes);
 SAFERING_API Result<LoadPlan> load_plan_from_bytes(std::span<const std::byte> bytes);

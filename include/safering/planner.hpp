@@ -74,12 +74,12 @@ struct GlobalSavePlan {
 };
 
 /// Drops replicas (each chunk stays with the rank that has the fewest bytes so far, the lowest rank on a
-/// tie) and checks that the chunks of every tensor agree on dtype and size, lie inside it and cover it
-/// exactly. O(n log n) in the items. Errors: plan_hole, plan_overlap, plan_out_of_bounds,
+/// tie; what one rank alone holds is counted first, then replicas from the largest down) and checks that the chunks of every tensor agree on dtype and size, lie inside it and cover it
+/// exactly. The metadata lists a tensor's chunks by offset. O(n log n) in the items. Errors: plan_hole, plan_overlap, plan_out_of_bounds,
 /// plan_shape_mismatch, plan_overflow, each naming the tensor, the boxes and the ranks.
 SAFERING_API Result<GlobalSavePlan> create_global_plan(std::vector<SavePlan> plans);
 
-/// Whether boxes tile [0, size) exactly; the check behind create_global_plan and the reader, for one
+/// Whether boxes tile [0, size) exactly (boxes without elements aside); the check behind create_global_plan and the reader, for one
 /// tensor. `name` goes into the error.
 SAFERING_API Result<void> check_tiling(const std::string& name, const Shape& size,
                                        std::span<const ChunkStorageMetadata> chunks);

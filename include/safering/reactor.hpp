@@ -22,9 +22,9 @@
 
 #include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/post.hpp>
 #include <boost/asio/use_future.hpp>
 #include <boost/system/error_code.hpp>
 
@@ -106,15 +106,15 @@ class SAFERING_API Reactor {
     /// runs it.
     static Result<std::unique_ptr<Reactor>> create(boost::asio::io_context& context,
                                                    ReactorOptions options = {});
-    /// Waits for everything submitted and for its handlers. Not inside a handler of a submission,
-    /// nor on the reactor's own thread (asserted). In a forked child it does nothing.
+    /// Waits for everything submitted and for its handlers, but one that destroys it. Not on the
+    /// reactor's own thread (asserted). In a forked child it does nothing.
     ~Reactor();
     Reactor(const Reactor&) = delete;
     Reactor& operator=(const Reactor&) = delete;
 
     /// Queues a batch; the submissions are moved from. Any thread. Never blocks; no handler runs
-    /// inside, except in a forked child, where each ends at once in io_forked. Handlers must not
-    /// throw.
+    /// inside, except in a forked child, where each ends at once in io_forked. What a handler
+    /// throws leaves through io_context::run().
     void submit(std::span<Submission> batch);
     void submit(Request request, Handler on_complete);
 
@@ -128,7 +128,7 @@ class SAFERING_API Reactor {
     ReactorInfo info() const;
     /// `directory` must exist. Cached by device. Blocks.
     Result<FileSystemInfo> file_system(const std::string& directory);
-    /// Made at first use. Throws Exception (ENOMEM).
+    /// Made at first use. Throws Exception (ENOMEM, io_forked).
     BufferPool& buffers();
 
     // The same operations with a Boost.Asio completion token (a callback, use_future,
@@ -196,8 +196,10 @@ class SAFERING_API Reactor {
                 // In a forked child nobody runs the executor.
                 if (completion.error == Errc::io_forked)
                     return deliver(handler, error, std::move(completion));
-                boost::asio::post(executor, [handler = std::move(handler), deliver, error,
-                                             completion = std::move(completion)]() mutable {
+                // Not inside submit(), so it may run at once where its executor lets it: a future
+                // needs no further thread.
+                boost::asio::dispatch(executor, [handler = std::move(handler), deliver, error,
+                                                 completion = std::move(completion)]() mutable {
                     deliver(handler, error, std::move(completion));
                 });
             });

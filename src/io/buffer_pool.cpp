@@ -149,6 +149,31 @@ void BufferPool::acquire(std::move_only_function<void(Buffer)> on_buffer) {
     on_buffer(std::move(buffer));
 }
 
+namespace {
+
+struct Delivery {
+    std::move_only_function<void(BufferPool::Buffer)> waiter;
+    BufferPool::Buffer buffer;
+};
+
+// A waiter that returns its buffer at once feeds the next waiter, and that one the next: queued
+// instead of nested, or a long queue of waiters would be as deep a stack.
+void deliver(std::move_only_function<void(BufferPool::Buffer)> waiter, BufferPool::Buffer buffer) {
+    thread_local std::deque<Delivery> deliveries;
+    thread_local bool delivering = false;
+    deliveries.push_back({std::move(waiter), std::move(buffer)});
+    if (std::exchange(delivering, true))
+        return;
+    while (!deliveries.empty()) {
+        Delivery next = std::move(deliveries.front());
+        deliveries.pop_front();
+        next.waiter(std::move(next.buffer));
+    }
+    delivering = false;
+}
+
+} // namespace
+
 void BufferPool::give_back(std::byte* data) {
     std::move_only_function<void(Buffer)> next;
     {
@@ -161,7 +186,7 @@ void BufferPool::give_back(std::byte* data) {
         next = std::move(state_->waiting.front());
         state_->waiting.pop_front();
     }
-    next(Buffer(this, data));
+    deliver(std::move(next), Buffer(this, data));
 }
 
 std::size_t BufferPool::buffer_bytes() const {

@@ -1,7 +1,9 @@
 #include <safering/reactor.hpp>
 
+#include <chrono>
 #include <latch>
 #include <mutex>
+#include <optional>
 #include <thread>
 
 #include <unistd.h>
@@ -46,23 +48,24 @@ struct Reactor::Impl {
     ReactorInfo info;
 };
 
-// The embedder's context has stopped running, or never ran.
+// The embedder's context has stopped running, never ran, or is the one that destroys us.
 void Reactor::Impl::finish_on_this_thread() {
-    if (loop->idle())
-        return;
-    // run_one() stops a context that runs out of work, and a stopped one runs nothing.
-    const auto run_one = [this] {
+    // Inside one of the context's handlers, what that handler's turn has posted may not be run
+    // before it returns: the turns are taken by hand. The context still delivers the ring's
+    // wake-ups and the timers; a millisecond bounds the wait for the rest.
+    const bool nested = context.get_executor().running_in_this_thread();
+    while (!loop->idle()) {
+        // run_one() stops a context that runs out of work, and a stopped one runs nothing.
         if (context.stopped())
             context.restart();
-        context.run_one();
-    };
-    while (!loop->idle())
-        run_one();
-    // Handlers of completion tokens were posted behind the last completion; this comes after them.
-    bool all_ran = false;
-    boost::asio::post(context, [&] { all_ran = true; });
-    while (!all_ran)
-        run_one();
+        if (!nested) {
+            context.run_one();
+            continue;
+        }
+        loop->turn();
+        if (!loop->idle())
+            context.run_one_for(std::chrono::milliseconds(1));
+    }
 }
 
 std::string_view name(BackendKind kind) {
@@ -207,6 +210,9 @@ Result<FileSystemInfo> Reactor::file_system(const std::string& directory) {
 }
 
 BufferPool& Reactor::buffers() {
+    // The pool's memory is not mapped in a child.
+    if (impl_->forked())
+        throw Exception(fail(Errc::io_forked, "use buffers").error());
     const std::lock_guard lock(impl_->pool_mutex);
     if (impl_->pool == nullptr)
         impl_->pool = value_or_throw(

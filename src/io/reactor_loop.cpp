@@ -1,6 +1,7 @@
 #include "io/reactor_loop.hpp"
 
 #include <algorithm>
+#include <iterator>
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -15,6 +16,18 @@ namespace {
 // enough that looking costs nothing.
 constexpr std::size_t handlers_per_turn = 64;
 
+template <typename Function>
+class ScopeExit {
+  public:
+    explicit ScopeExit(Function function) : function_(std::move(function)) {}
+    ScopeExit(const ScopeExit&) = delete;
+    ScopeExit& operator=(const ScopeExit&) = delete;
+    ~ScopeExit() { function_(); }
+
+  private:
+    Function function_;
+};
+
 } // namespace
 
 ReactorLoop::ReactorLoop(Executor executor, std::unique_ptr<Backend> backend, unsigned depth)
@@ -24,17 +37,20 @@ ReactorLoop::ReactorLoop(Executor executor, std::unique_ptr<Backend> backend, un
 void ReactorLoop::submit(std::span<Reactor::Submission> batch) {
     if (batch.empty())
         return;
+    std::vector<std::unique_ptr<Operation>> operations;
+    operations.reserve(batch.size());
+    for (Reactor::Submission& submission : batch) {
+        SAFERING_ASSERT(submission.request.minimum <= submission.request.length);
+        auto& operation = operations.emplace_back(std::make_unique<Operation>());
+        operation->request = std::move(submission.request);
+        operation->on_complete = std::move(submission.on_complete);
+    }
     {
         const std::lock_guard lock(mutex_);
-        for (Reactor::Submission& submission : batch) {
-            SAFERING_ASSERT(submission.request.minimum <= submission.request.length);
-            auto operation = std::make_unique<Operation>();
-            operation->request = std::move(submission.request);
-            operation->on_complete = std::move(submission.on_complete);
-            if (refusing_)
+        if (refusing_)
+            for (const auto& operation : operations)
                 operation->completion.error = Errc::io_stopped;
-            incoming_.push_back(std::move(operation));
-        }
+        std::ranges::move(operations, std::back_inserter(incoming_));
         outstanding_ += batch.size();
     }
     wake();
@@ -47,12 +63,12 @@ void ReactorLoop::refuse_more() {
 
 void ReactorLoop::wait_until_idle() {
     std::unique_lock lock(mutex_);
-    became_idle_.wait(lock, [this] { return outstanding_ == 0 && !turning_; });
+    became_idle_.wait(lock, [this] { return outstanding_ == 0 && turns_ == 0; });
 }
 
 bool ReactorLoop::idle() const {
     const std::lock_guard lock(mutex_);
-    return outstanding_ == 0 && !turning_;
+    return outstanding_ == running_;
 }
 
 std::thread::id ReactorLoop::thread() const {
@@ -64,7 +80,7 @@ void ReactorLoop::close() {
     std::unique_ptr<Backend> backend;
     {
         const std::lock_guard lock(mutex_);
-        SAFERING_ASSERT(outstanding_ == 0 && !turning_);
+        SAFERING_ASSERT(outstanding_ == running_);
         backend = std::move(backend_);
     }
     // Outside the lock: its threads may be about to wake us.
@@ -81,11 +97,12 @@ void ReactorLoop::turn() {
         const std::lock_guard lock(mutex_);
         if (backend_ == nullptr)
             return;
-        SAFERING_ASSERT(!turning_); // a handler that runs the io_context it is run by
         SAFERING_ASSERT(thread_ == std::thread::id{} || thread_ == std::this_thread::get_id());
         thread_ = std::this_thread::get_id();
-        turning_ = true;
+        ++turns_;
     }
+    // A handler may throw: out of io_context::run(), as Asio's handlers do.
+    const ScopeExit leaving([this] { leave(); });
     if (!begun_) {
         backend_->begin([this] { wake(); });
         begun_ = true;
@@ -96,15 +113,19 @@ void ReactorLoop::turn() {
     backend_->reap(ended_);
     settle_ended();
     fill();
+    if (!work_)
+        work_.emplace(executor_);
     run_handlers();
+}
+
+void ReactorLoop::leave() {
     if (!finished_.empty())
         wake();
+    // An embedder's io_context may run out of work when we have none.
     if (in_flight_ + paused_ + pending_.size() + finished_.size() == 0)
         work_.reset();
-    else if (!work_)
-        work_.emplace(executor_);
     const std::lock_guard lock(mutex_);
-    turning_ = false;
+    --turns_;
     if (outstanding_ == 0)
         became_idle_.notify_all();
 }
@@ -169,16 +190,25 @@ void ReactorLoop::fill() {
     backend_->flush();
 }
 
+// A handler may destroy the Reactor (on an embedder's context), which runs turns inside this one
+// until only the handlers on the stack are left: so nothing is kept here from one handler to the
+// next.
 void ReactorLoop::run_handlers() {
-    std::size_t ran = 0;
-    for (; ran < handlers_per_turn && !finished_.empty(); ++ran) {
+    for (std::size_t ran = 0; ran < handlers_per_turn && !finished_.empty(); ++ran) {
         const std::unique_ptr<Operation> operation = std::move(finished_.front());
         finished_.pop_front();
+        {
+            const std::lock_guard lock(mutex_);
+            ++running_;
+        }
+        const ScopeExit returned([this] {
+            const std::lock_guard lock(mutex_);
+            --running_;
+            --outstanding_;
+        });
         if (operation->on_complete)
             std::exchange(operation->on_complete, {})(std::move(operation->completion));
     }
-    const std::lock_guard lock(mutex_);
-    outstanding_ -= ran;
 }
 
 } // namespace safering

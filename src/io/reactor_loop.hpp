@@ -4,6 +4,7 @@
 // a submission is counted in `outstanding_` from submit() until its handler has returned.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -25,10 +26,15 @@ class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
 
     /// Any thread.
     void submit(std::span<Reactor::Submission> batch);
+    /// Makes the loop take a turn soon. Any thread.
+    void wake();
+    /// Takes one. The loop's thread.
+    void turn();
     /// Whatever is submitted from now on ends in io_stopped. Any thread.
     void refuse_more();
     /// Until every handler has returned. Not on the loop's thread.
     void wait_until_idle();
+    /// Nothing is left but handlers that have not returned yet, which may be the caller.
     bool idle() const;
     /// The loop's thread; none before the first batch.
     std::thread::id thread() const;
@@ -39,14 +45,13 @@ class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
     Backend& backend() { return *backend_; }
 
   private:
-    void wake();
-    void turn();
     void take_incoming();
     void settle_ended();
     void settle(Operation& operation);
     void retry_later(Operation& operation);
     void fill();
     void run_handlers();
+    void leave();
 
     const Executor executor_;
     const unsigned depth_;
@@ -57,7 +62,9 @@ class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
     std::deque<std::unique_ptr<Operation>> incoming_;
     std::size_t outstanding_ = 0;
     bool refusing_ = false;
-    bool turning_ = false;
+    /// Handlers on the stack, and turns: more than one where a handler destroys the Reactor.
+    std::size_t running_ = 0;
+    unsigned turns_ = 0;
     std::thread::id thread_;
 
     // The loop's thread only.

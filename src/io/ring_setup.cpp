@@ -111,6 +111,8 @@ void Ring::enable() {
 }
 
 Result<std::unique_ptr<Ring>> Ring::create(unsigned depth, const RingSetup& setup) {
+    // IORING_MAX_ENTRIES; CLAMP alone would not keep 2 * depth from overflowing.
+    const unsigned entries = std::min(depth, 32768u);
     int result = -EINVAL;
     for (const Mode& mode : modes) {
         result = try_no_op(mode.flags, setup);
@@ -122,8 +124,8 @@ Result<std::unique_ptr<Ring>> Ring::create(unsigned depth, const RingSetup& setu
         io_uring_params params{};
         // Twice the depth: the kernel may post a completion before the queue's head has moved on.
         params.flags = mode.flags | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP;
-        params.cq_entries = 2 * depth;
-        result = setup(depth, &made->ring, &params);
+        params.cq_entries = 2 * entries;
+        result = setup(entries, &made->ring, &params);
         if (result < 0)
             return unavailable("io_uring_setup", result);
         made->open_ = true;

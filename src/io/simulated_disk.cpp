@@ -88,7 +88,8 @@ std::optional<int> SimulatedDisk::State::fault(const Operation& operation) {
         const Fault& fault = armed.fault;
         if (fault.op && *fault.op != request.op)
             continue;
-        if (!fault.path_contains.empty() && !path_of(request).contains(fault.path_contains))
+        if (!path_of(request).contains(fault.path_contains) &&
+            !request.new_path.contains(fault.path_contains))
             continue;
         const std::uint64_t index = armed.seen++;
         if (!hit && index >= fault.after && index - fault.after < fault.times)

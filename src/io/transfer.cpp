@@ -10,9 +10,9 @@ namespace {
 
 // What Linux moves at most in one read or write (MAX_RW_COUNT).
 constexpr std::uint64_t longest_transfer = 0x7ffff000;
-// Pauses double from 1 ms, so the last is 0.5 s and all together 1 s: long enough for a device
+// Pauses double from 1 ms, so all together are a quarter of a second: long enough for a device
 // queue to drain, short enough to notice a file system that will never answer.
-constexpr unsigned most_idle = 10;
+constexpr unsigned most_idle = 8;
 
 bool is_transfer(Opcode op) {
     return op == Opcode::read || op == Opcode::write;

@@ -8,8 +8,10 @@
 #include <fmt/format.h>
 
 #include "plan/box.hpp"
+#include "plan/item_names.hpp"
 #include "plan/sharding_info.hpp"
 #include "plan/text.hpp"
+#include "plan/tiling.hpp"
 #include "safetensors/header.hpp"
 
 namespace safering::plan {
@@ -48,56 +50,10 @@ std::uint32_t largest_index(const LayoutOptions& options) {
     return largest;
 }
 
-// The number of every name; `names` in order of first sight.
-struct Names {
-    std::unordered_map<std::string_view, std::uint32_t> number_of;
-    std::vector<std::vector<std::uint32_t>> number_of_item;
-    std::vector<const WriteItem*> first_item;
-};
-
-Result<Names> number_names(const std::vector<SavePlan>& plans) {
-    Names names;
-    names.number_of_item.reserve(plans.size());
-    std::size_t items = 0;
+// Every item is a box of its tensor that is whole bytes.
+Result<void> check_boxes(const std::vector<SavePlan>& plans) {
     for (const SavePlan& plan : plans)
-        items += plan.items.size();
-    names.number_of.reserve(items);
-    for (const SavePlan& plan : plans) {
-        auto& numbers = names.number_of_item.emplace_back();
-        numbers.reserve(plan.items.size());
         for (const WriteItem& item : plan.items) {
-            const auto next = static_cast<std::uint32_t>(names.first_item.size());
-            const auto [at, is_new] = names.number_of.try_emplace(item.fqn, next);
-            if (is_new)
-                names.first_item.push_back(&item);
-            const WriteItem& first = *names.first_item[at->second];
-            if (first.dtype != item.dtype || first.size != item.size)
-                return item_error(Errc::plan_shape_mismatch, item,
-                                  fmt::format("expected {} {} as in another item of the tensor, "
-                                              "found {} {} in rank {}'s plan",
-                                              name(first.dtype), in_words(first.size),
-                                              name(item.dtype), in_words(item.size), plan.rank));
-            numbers.push_back(at->second);
-        }
-    }
-    return names;
-}
-
-// Every item is a box of its tensor that is whole bytes, and no chunk is there twice.
-Result<void> check_items(const std::vector<SavePlan>& plans, const Names& names) {
-    struct Place {
-        std::uint32_t name;
-        std::uint32_t rank;
-        const WriteItem* item;
-    };
-    std::vector<std::uint32_t> items_of(names.first_item.size());
-    for (const auto& numbers : names.number_of_item)
-        for (const std::uint32_t number : numbers)
-            ++items_of[number];
-    std::vector<Place> shared; // items of the names that have several
-    for (std::size_t p = 0; p < plans.size(); ++p)
-        for (std::size_t i = 0; i < plans[p].items.size(); ++i) {
-            const WriteItem& item = plans[p].items[i];
             const auto box =
                 FileBox::make(item.dtype, item.size, item.chunk.offsets, item.chunk.sizes);
             if (!box) {
@@ -105,25 +61,41 @@ Result<void> check_items(const std::vector<SavePlan>& plans, const Names& names)
                 error.tensor = item.fqn;
                 return std::unexpected(std::move(error));
             }
-            const std::uint32_t number = names.number_of_item[p][i];
-            if (items_of[number] > 1 && box->bytes() > 0)
-                shared.push_back({number, plans[p].rank, &item});
         }
-    std::sort(shared.begin(), shared.end(), [](const Place& a, const Place& b) {
-        return a.name != b.name ? a.name < b.name : a.item->chunk.offsets < b.item->chunk.offsets;
-    });
-    for (std::size_t i = 1; i < shared.size(); ++i) {
-        const Place &a = shared[i - 1], &b = shared[i];
-        if (a.name == b.name && a.item->chunk.offsets == b.item->chunk.offsets)
-            return item_error(Errc::plan_duplicate_item, *b.item,
-                              fmt::format("chunk {} is in the plans of ranks {} and {}",
-                                          in_words(b.item->chunk), a.rank, b.rank));
+    return {};
+}
+
+// No chunk is there twice, but for those without elements.
+Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemNames& names) {
+    const ItemsByName groups = group_by_name(names);
+    const auto item_at = [&](ItemReference reference) -> const WriteItem& {
+        return plans[reference.plan].items[reference.item];
+    };
+    std::vector<ItemReference> filled;
+    for (std::size_t n = 0; n + 1 < groups.begin.size(); ++n) {
+        if (groups.begin[n + 1] - groups.begin[n] < 2)
+            continue;
+        filled.clear();
+        for (std::size_t r = groups.begin[n]; r < groups.begin[n + 1]; ++r)
+            if (element_count(item_at(groups.references[r]).chunk.sizes) != 0)
+                filled.push_back(groups.references[r]);
+        const auto by_offsets = [&](ItemReference a, ItemReference b) {
+            return item_at(a).chunk.offsets < item_at(b).chunk.offsets;
+        };
+        std::stable_sort(filled.begin(), filled.end(), by_offsets);
+        for (std::size_t i = 1; i < filled.size(); ++i)
+            if (!by_offsets(filled[i - 1], filled[i]))
+                return item_error(Errc::plan_duplicate_item, item_at(filled[i]),
+                                  fmt::format("chunk {} is in the plans of ranks {} and {}",
+                                              in_words(item_at(filled[i]).chunk),
+                                              plans[filled[i - 1].plan].rank,
+                                              plans[filled[i].plan].rank));
     }
     return {};
 }
 
 // The output file index of every name.
-Result<std::vector<std::uint32_t>> map_names(const Names& names, const LayoutOptions& options) {
+Result<std::vector<std::uint32_t>> map_names(const ItemNames& names, const LayoutOptions& options) {
     const bool unmapped = options.fqn_to_index_mapping.empty();
     std::vector<std::uint32_t> index_of(names.first_item.size(), unmapped ? 1 : none);
     for (const auto& [fqn, index] : options.fqn_to_index_mapping)
@@ -137,7 +109,7 @@ Result<std::vector<std::uint32_t>> map_names(const Names& names, const LayoutOpt
     return index_of;
 }
 
-Draft draft_full(Names names, const std::vector<std::uint32_t>& index_of) {
+Draft draft_full(ItemNames names, const std::vector<std::uint32_t>& index_of) {
     Draft draft;
     draft.stored_of_item = std::move(names.number_of_item);
     draft.stored.reserve(names.first_item.size());
@@ -149,7 +121,7 @@ Draft draft_full(Names names, const std::vector<std::uint32_t>& index_of) {
     return draft;
 }
 
-Draft draft_sharded(const std::vector<SavePlan>& plans, const Names& names,
+Draft draft_sharded(const std::vector<SavePlan>& plans, const ItemNames& names,
                     const std::vector<std::uint32_t>& index_of) {
     std::uint32_t next_shard = 1;
     for (const SavePlan& plan : plans)
@@ -264,10 +236,12 @@ Result<void> lay_out_files(Draft& draft, const LayoutOptions& options, Layout& l
 } // namespace
 
 Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptions& options) {
-    auto names = number_names(plans);
+    auto names = number_names(plans, "lay out checkpoint");
     if (!names)
         return std::unexpected(std::move(names.error()));
-    if (auto good = check_items(plans, *names); !good)
+    if (auto good = check_boxes(plans); !good)
+        return std::unexpected(std::move(good.error()));
+    if (auto good = check_duplicates(plans, *names); !good)
         return std::unexpected(std::move(good.error()));
     const auto index_of = map_names(*names, options);
     if (!index_of)

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include <boost/asio/bind_executor.hpp>
+#include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
 #include <sys/stat.h>
 
@@ -455,6 +456,38 @@ TEST_P(BackendTest, RunsOnTheEmbeddersContext) {
     embedded.reset(); // with work in flight: the destructor runs the context
     EXPECT_EQ(future.wait_for(std::chrono::seconds(0)), std::future_status::ready);
     close(file);
+}
+
+TEST_P(BackendTest, AHandlerMayDestroyAnEmbeddedReactor) {
+    boost::asio::io_context context(1);
+    auto embedded = make_on(context);
+    int ended = 0;
+    for (int i = 0; i < 200; ++i)
+        embedded->async_perform({.op = Opcode::stat, .path = directory_.path()},
+                                [&](boost::system::error_code error, const Completion&) {
+                                    EXPECT_FALSE(error);
+                                    if (++ended == 10) {
+                                        embedded.reset();
+                                        EXPECT_EQ(ended, 200);
+                                    }
+                                });
+    context.run();
+    EXPECT_EQ(ended, 200);
+}
+
+TEST_P(BackendTest, WhatAHandlerThrowsLeavesThroughTheContext) {
+    boost::asio::io_context context(1);
+    auto embedded = make_on(context);
+    int ended = 0;
+    for (int i = 0; i < 3; ++i)
+        embedded->submit({.op = Opcode::stat, .path = directory_.path()}, [&](Completion) {
+            if (++ended == 2)
+                throw std::runtime_error("thrown");
+        });
+    EXPECT_THROW(context.run(), std::runtime_error);
+    context.restart();
+    context.run();
+    EXPECT_EQ(ended, 3);
 }
 
 TEST_P(BackendTest, EmbeddedAndRunByAnotherThread) {

@@ -1,0 +1,72 @@
+#include "checkpoint/attempt.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <random>
+
+#include <fmt/format.h>
+
+namespace safering::checkpoint {
+
+std::string make_attempt_id() {
+    const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
+        std::chrono::system_clock::now().time_since_epoch());
+    std::random_device random; // the kernel's or the processor's generator, never a seeded one
+    return fmt::format("{:012x}{:04x}{:08x}{:08x}",
+                       static_cast<std::uint64_t>(now.count()) & 0xFFFF'FFFF'FFFFu,
+                       random() & 0xFFFFu, random(), random());
+}
+
+bool is_attempt_id(std::string_view text) {
+    return text.size() == 32 && std::ranges::all_of(text, [](char c) {
+               return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
+           });
+}
+
+std::string attempt_directory_name(std::string_view target_name, std::string_view attempt) {
+    return fmt::format(".{}.{}.tmp", target_name, attempt);
+}
+
+std::optional<std::string> parse_attempt_directory_name(std::string_view name,
+                                                        std::string_view target_name) {
+    const std::size_t prefix = target_name.size() + 2;
+    if (name.size() != prefix + 32 + 4)
+        return std::nullopt;
+    const std::string_view attempt = name.substr(prefix, 32);
+    if (!is_attempt_id(attempt) || name != attempt_directory_name(target_name, attempt))
+        return std::nullopt;
+    return std::string(attempt);
+}
+
+TargetPath make_target_path(const std::string& path) {
+    std::error_code error;
+    std::filesystem::path full = std::filesystem::absolute(path, error);
+    // Resolves links, so that the attempt lies on the file system of the real directory; what does not
+    // exist yet stays as it is.
+    if (auto resolved = std::filesystem::weakly_canonical(full, error); !error)
+        full = resolved;
+    full = full.lexically_normal();
+    if (!full.has_filename() && full.has_relative_path())
+        full = full.parent_path();
+    return {full.string(), full.parent_path().string(), full.filename().string()};
+}
+
+std::string TargetPath::attempt_directory(std::string_view attempt) const {
+    return join(parent, attempt_directory_name(name, attempt));
+}
+
+std::string join(const std::string& directory, const std::string& name) {
+    return directory.ends_with('/') ? directory + name : directory + '/' + name;
+}
+
+bool is_plain_component(std::string_view name) {
+    return !name.empty() && name != "." && name != ".." &&
+           name.find('/') == std::string_view::npos && name.find('\0') == std::string_view::npos;
+}
+
+bool is_safe_file_name(std::string_view name) {
+    return is_plain_component(name) && name.ends_with(".safetensors");
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,43 @@
+// The name of one attempt to save. Never reused: writes of a killed process may land seconds later, and must
+// find a directory that nobody reads (measured, O_DIRECT on ext4).
+#pragma once
+
+#include <optional>
+#include <string>
+#include <string_view>
+
+namespace safering::checkpoint {
+
+/// 32 lower-case hex digits: 48 bits of milliseconds since 1970, then 80 random bits, so that ids sort by
+/// age and "older attempts" needs no clock of the file system.
+std::string make_attempt_id();
+bool is_attempt_id(std::string_view text);
+
+/// ".<target name>.<attempt>.tmp", beside the target.
+std::string attempt_directory_name(std::string_view target_name, std::string_view attempt);
+/// The attempt in a name of exactly that form for exactly that target.
+std::optional<std::string> parse_attempt_directory_name(std::string_view name,
+                                                        std::string_view target_name);
+
+/// A directory and its last component: what the commit renames in, and what.
+struct TargetPath {
+    /// Absolute, lexically normal, links of the existing part resolved; no trailing slash.
+    std::string path;
+    std::string parent;
+    std::string name;
+
+    std::string attempt_directory(std::string_view attempt) const;
+};
+TargetPath make_target_path(const std::string& path);
+
+std::string join(const std::string& directory, const std::string& name);
+/// One path component that a checkpoint may name: not empty, no slash, no NUL, not "." or "..".
+bool is_plain_component(std::string_view name);
+/// A plain component that ends in ".safetensors".
+bool is_safe_file_name(std::string_view name);
+
+inline constexpr std::string_view manifest_name = "safering.manifest.json";
+inline constexpr std::string_view index_name = "model.safetensors.index.json";
+inline constexpr std::string_view redo_name = ".safering.redo.json";
+
+} // namespace safering::checkpoint

@@ -1,0 +1,136 @@
+#include "checkpoint/cell_pipeline.hpp"
+
+#include <algorithm>
+
+#include <boost/asio/post.hpp>
+
+namespace safering::checkpoint {
+
+CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress)
+    : reactor_(reactor), op_(op), progress_(std::move(progress)) {}
+CellPipeline::~CellPipeline() = default;
+
+void CellPipeline::start_cells() {
+    cells_started_ = true;
+    for (const File& file : files_)
+        for (const plan::Segment& segment : file.plan.segments)
+            total_bytes_ += segment.range.size();
+    pump();
+    settle();
+}
+
+void CellPipeline::submit_other(Request request, std::string path,
+                                std::function<void(const Completion&)> on_complete) {
+    ++in_flight_;
+    const Request shown{.op = request.op, .path = path};
+    reactor_.submit(std::move(request),
+                    [self = shared_from_this(), shown,
+                     on_complete = std::move(on_complete)](Completion completion) {
+                        if (completion.error)
+                            self->fail(to_error(shown, completion));
+                        if (on_complete)
+                            on_complete(completion);
+                        --self->in_flight_;
+                        self->settle();
+                    });
+}
+
+void CellPipeline::fail(Error error) {
+    if (!error_)
+        error_ = std::move(error);
+}
+
+// Asks for a buffer where there is a cell to give it to.
+void CellPipeline::pump() {
+    if (acquiring_ || error_)
+        return;
+    while (file_ < files_.size() && files_[file_].next == files_[file_].plan.requests.size())
+        ++file_;
+    if (file_ == files_.size())
+        return;
+    acquiring_ = true;
+    reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
+        boost::asio::post(self->reactor_.executor(), [self, buffer = std::move(buffer)]() mutable {
+            self->acquiring_ = false;
+            self->step(std::move(buffer));
+        });
+    });
+}
+
+void CellPipeline::step(BufferPool::Buffer buffer) {
+    if (!error_) {
+        File& file = files_[file_];
+        auto cell = std::make_shared<Cell>();
+        cell->file = file_;
+        cell->request = &file.plan.requests[file.next++];
+        cell->buffer = std::move(buffer);
+        ++file.in_flight;
+        if (auto loaded = load(*cell); !loaded)
+            fail(std::move(loaded.error()));
+        if (!error_ && !cell->transfers.empty())
+            submit_cell(std::move(cell));
+        else
+            end_cell(*cell);
+        pump();
+    }
+    settle();
+}
+
+void CellPipeline::submit_cell(std::shared_ptr<Cell> cell) {
+    File& file = files_[cell->file];
+    cell->transfers_left = cell->transfers.size();
+    in_flight_ += cell->transfers.size();
+    std::vector<Reactor::Submission> batch;
+    batch.reserve(cell->transfers.size());
+    for (const plan::Transfer& transfer : cell->transfers) {
+        (transfer.direct ? file.direct_used : file.buffered_used) = true;
+        const std::uint64_t needed_end = op_ == Opcode::read
+                                             ? std::min(transfer.range.end, file.file_bytes)
+                                             : transfer.range.end;
+        Request request{.op = op_,
+                        .file = transfer.direct ? file.direct : file.buffered,
+                        .data = cell->buffer.data() + (transfer.range.begin - cell->image_begin),
+                        .length = transfer.range.size(),
+                        .offset = transfer.range.begin,
+                        .minimum = needed_end - transfer.range.begin};
+        batch.push_back(
+            {std::move(request),
+             [self = shared_from_this(), cell, range = transfer.range](Completion completion) {
+                 if (completion.error)
+                     self->fail(
+                         to_error({.op = self->op_, .length = range.size(), .offset = range.begin},
+                                  completion, self->files_[cell->file].path));
+                 --self->in_flight_;
+                 if (--cell->transfers_left == 0)
+                     self->end_cell(*cell);
+                 self->settle();
+             }});
+    }
+    reactor_.submit(batch);
+}
+
+void CellPipeline::end_cell(Cell& cell) {
+    File& file = files_[cell.file];
+    if (!error_)
+        if (auto unloaded = unload(cell); !unloaded)
+            fail(std::move(unloaded.error()));
+    cell.buffer = {};
+    --file.in_flight;
+    if (error_)
+        return;
+    for (const plan::Segment& segment : file.plan.segments_of(*cell.request))
+        done_bytes_ += segment.range.size();
+    if (progress_)
+        progress_(done_bytes_, total_bytes_);
+    if (file.in_flight == 0 && file.next == file.plan.requests.size())
+        on_file_done(cell.file);
+}
+
+void CellPipeline::settle() {
+    if (in_flight_ != 0 || acquiring_ || !cells_started_)
+        return;
+    if (error_ || file_ == files_.size())
+        on_idle();
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,96 @@
+// Moves the cells of a request plan through the buffer pool: acquire a buffer, move the bytes between memory
+// and image, transfer, release. What a save and a load have in common.
+//
+//   1. One cell at a time asks the pool for a buffer; as many are in flight as there are buffers.
+//   2. load() of the cell says which transfers it needs; a save fills the image in it.
+//   3. The transfers go to the reactor as one batch. When the last has ended, unload() (a load checks and
+//      copies out), and the buffer goes back.
+//   4. The first error stops new cells; idle() follows when all that was in flight has ended.
+// All of it on the reactor's executor, one step a turn, so that submissions leave between two copies. The
+// copy runs there too: the buffer is hot in that core's cache and a single thread copies and digests faster
+// than a disk writes (measured: a second thread only costs).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include <safering/reactor.hpp>
+
+#include "io/buffer_pool.hpp"
+#include "plan/request_planner.hpp"
+
+namespace safering::checkpoint {
+
+class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
+  public:
+    struct File {
+        std::string path;
+        /// For transfers that are whole blocks, and for the others; may be the same.
+        int direct = -1;
+        int buffered = -1;
+        std::uint64_t file_bytes = 0;
+        plan::RequestPlan plan;
+        /// Whether a transfer went through it.
+        bool direct_used = false;
+        bool buffered_used = false;
+        // Cells handed out, and cells not yet ended.
+        std::size_t next = 0;
+        std::size_t in_flight = 0;
+    };
+    struct Cell {
+        std::size_t file = 0;
+        const plan::CellRequest* request = nullptr;
+        BufferPool::Buffer buffer;
+        /// File offset of the buffer's first byte.
+        std::uint64_t image_begin = 0;
+        std::vector<plan::Transfer> transfers;
+        std::size_t transfers_left = 0;
+    };
+    using Progress = std::function<void(std::uint64_t, std::uint64_t)>;
+
+    virtual ~CellPipeline();
+
+  protected:
+    CellPipeline(Reactor& reactor, Opcode op, Progress progress);
+
+    /// Sets cell.image_begin and cell.transfers.
+    virtual Result<void> load(Cell& cell) = 0;
+    virtual Result<void> unload(Cell& cell) = 0;
+    /// The last cell of a file has ended, all of them well.
+    virtual void on_file_done(std::size_t file) = 0;
+    /// Nothing is in flight and nothing will be issued any more: all cells have ended, or one has failed.
+    virtual void on_idle() = 0;
+
+    /// Starts on the files in order. On the executor.
+    void start_cells();
+    /// Submits something beside the cells; idle() waits for it too. An error of it fails the pipeline.
+    void submit_other(Request request, std::string path,
+                      std::function<void(const Completion&)> on_complete = {});
+    void fail(Error error);
+
+    Reactor& reactor_;
+    std::vector<File> files_;
+    std::optional<Error> error_;
+    /// Bytes of all segments, for progress.
+    std::uint64_t total_bytes_ = 0;
+
+  private:
+    void pump();
+    void step(BufferPool::Buffer buffer);
+    void submit_cell(std::shared_ptr<Cell> cell);
+    void end_cell(Cell& cell);
+    void settle();
+
+    Opcode op_;
+    Progress progress_;
+    std::size_t file_ = 0;
+    std::size_t in_flight_ = 0;
+    std::uint64_t done_bytes_ = 0;
+    bool acquiring_ = false;
+    bool cells_started_ = false;
+};
+
+} // namespace safering::checkpoint

@@ -1,0 +1,207 @@
+#include "checkpoint/stored_checkpoint.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include <safering/planner.hpp>
+
+#include "checkpoint/attempt.hpp"
+#include "checkpoint/strict_json.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+using nlohmann::json;
+
+// fqn -> saved_offsets of one file; nothing where the file is not a shard.
+using SavedOffsets = std::map<std::string, Shape, std::less<>>;
+
+std::unexpected<Error> bad_sharding(const StoredFile& file, const std::string& fqn,
+                                    std::string detail) {
+    return std::unexpected(Error{.code = Errc::checkpoint_bad_sharding_info,
+                                 .operation = "read DCP_SHARDING_INFO",
+                                 .file = file.path,
+                                 .tensor = fqn,
+                                 .detail = std::move(detail)});
+}
+
+Result<std::optional<SavedOffsets>> sharding_info(const StoredFile& file) {
+    const auto& metadata = file.header.metadata;
+    const auto entry = std::ranges::find(metadata, "DCP_SHARDING_INFO",
+                                         &std::pair<std::string, std::string>::first);
+    if (entry == metadata.end())
+        return std::nullopt;
+    auto root = parse_strict_json(entry->second, 4, Errc::checkpoint_bad_sharding_info,
+                                  "read DCP_SHARDING_INFO", file.path);
+    if (!root)
+        return std::unexpected(std::move(root.error()));
+    if (!root->is_object())
+        return bad_sharding(file, {}, "expected an object");
+    SavedOffsets out;
+    for (const auto& [fqn, value] : root->items()) {
+        const auto list = value.is_object() ? value.find("saved_offsets") : value.end();
+        if (!value.is_object() || list == value.end() || !list->is_array())
+            return bad_sharding(file, fqn, "expected {\"saved_offsets\": [...]}");
+        Shape offsets;
+        for (const json& offset : *list) {
+            if (!offset.is_number_unsigned())
+                return bad_sharding(file, fqn, "an offset is not an unsigned integer");
+            offsets.push_back(offset.get<std::uint64_t>());
+        }
+        out.emplace(fqn, std::move(offsets));
+    }
+    return out;
+}
+
+class Collecting {
+  public:
+    Collecting(const std::vector<StoredFile>& files, const FileList& list,
+               std::vector<Error>* findings)
+        : files_(files), list_(list), findings_(findings) {}
+
+    Result<Metadata> run() {
+        for (std::uint32_t f = 0; f < files_.size(); ++f) {
+            out_.files.push_back(files_[f].path);
+            if (auto added = add_file(f); !added)
+                if (auto reported = report(findings_, std::move(added.error())); !reported)
+                    return std::unexpected(std::move(reported.error()));
+        }
+        const auto check = [&](Result<void> checked) {
+            return checked ? checked : report(findings_, std::move(checked.error()));
+        };
+        for (auto& [fqn, tensor] : out_.tensors)
+            if (auto checked = check(close_tensor(fqn, tensor)); !checked)
+                return std::unexpected(std::move(checked.error()));
+        if (auto checked = check(check_lists()); !checked)
+            return std::unexpected(std::move(checked.error()));
+        return std::move(out_);
+    }
+
+  private:
+    Result<void> add_file(std::uint32_t f) {
+        const StoredFile& file = files_[f];
+        const auto info = sharding_info(file);
+        if (!info)
+            return std::unexpected(info.error());
+        for (std::size_t t = 0; t < file.header.tensors.size(); ++t) {
+            const safetensors::TensorEntry& tensor = file.header.tensors[t];
+            // The index decides which of several files has a tensor; a stray one does not count.
+            if (list_.source == CheckpointSource::index && !list_.weight_map.empty()) {
+                const auto mapped = list_.weight_map.find(tensor.name);
+                if (mapped == list_.weight_map.end() || mapped->second != file.name)
+                    continue;
+            }
+            Shape offsets(tensor.shape.size(), 0);
+            if (*info) {
+                const auto saved = (*info)->find(tensor.name);
+                if (saved == (*info)->end())
+                    return bad_sharding(file, tensor.name, "it has no entry for this tensor");
+                if (saved->second.size() != tensor.shape.size())
+                    return bad_sharding(file, tensor.name,
+                                        fmt::format("{} offsets for {} dimensions",
+                                                    saved->second.size(), tensor.shape.size()));
+                offsets = saved->second;
+            }
+            if (auto added = add_chunk(f, t, std::move(offsets), info->has_value()); !added)
+                return added;
+        }
+        return {};
+    }
+
+    Result<void> add_chunk(std::uint32_t f, std::size_t t, Shape offsets, bool sharded) {
+        const StoredFile& file = files_[f];
+        const safetensors::TensorEntry& entry = file.header.tensors[t];
+        auto [found, inserted] = out_.tensors.try_emplace(entry.name);
+        TensorStorageMetadata& tensor = found->second;
+        if (inserted) {
+            tensor.dtype = entry.dtype;
+            tensor.size = Shape(entry.shape.size(), 0);
+        }
+        const auto conflict = [&](std::string detail) {
+            return std::unexpected(Error{.code = Errc::checkpoint_conflict,
+                                         .operation = "open checkpoint",
+                                         .file = file.path,
+                                         .tensor = entry.name,
+                                         .detail = std::move(detail)});
+        };
+        if (!inserted) {
+            const std::string& other = files_[tensor.storage.front().file].name;
+            if (!sharded)
+                return conflict(fmt::format("it stands in {} too", other));
+            if (tensor.dtype != entry.dtype || tensor.size.size() != entry.shape.size())
+                return conflict(fmt::format("{} of rank {}, in {} it is {} of rank {}",
+                                            name(entry.dtype), entry.shape.size(), other,
+                                            name(tensor.dtype), tensor.size.size()));
+        }
+        for (std::size_t d = 0; d < offsets.size(); ++d) {
+            std::uint64_t end = 0;
+            if (__builtin_add_overflow(offsets[d], entry.shape[d], &end))
+                return conflict("offset and size overflow");
+            tensor.size[d] = std::max(tensor.size[d], end);
+        }
+        tensor.chunks.push_back({std::move(offsets), entry.shape});
+        tensor.storage.push_back({f, file.tensor_range(t).begin, entry.data.size()});
+        return {};
+    }
+
+    // Without a manifest the global size of a sharded tensor is known only by its chunks' bounds.
+    Result<void> close_tensor(const std::string& fqn, TensorStorageMetadata& tensor) const {
+        const auto fault = [&](Errc code, std::string detail) {
+            return std::unexpected(Error{.code = code,
+                                         .operation = "open checkpoint",
+                                         .file = files_[tensor.storage.front().file].path,
+                                         .tensor = fqn,
+                                         .detail = std::move(detail)});
+        };
+        if (list_.manifest && list_.manifest->layout == FileLayout::sharded) {
+            const auto& known = list_.manifest->tensors;
+            const auto listed = known.find(fqn);
+            if (listed == known.end() || listed->second.dtype != tensor.dtype ||
+                listed->second.size.size() != tensor.size.size())
+                return fault(Errc::checkpoint_conflict,
+                             fmt::format("{} does not list it so", manifest_name));
+            tensor.size = listed->second.size;
+        }
+        if (auto tiled = check_tiling(fqn, tensor.size, tensor.chunks); !tiled)
+            return fault(tiled.error().code == Errc::plan_hole ? Errc::checkpoint_incomplete
+                                                               : Errc::checkpoint_conflict,
+                         tiled.error().detail);
+        return {};
+    }
+
+    Result<void> check_lists() const {
+        const auto missing = [&](const std::string& fqn, std::string_view list) {
+            return report(findings_,
+                          {.code = Errc::checkpoint_tensor_missing,
+                           .operation = "open checkpoint",
+                           .tensor = fqn,
+                           .detail = fmt::format("{} lists it, no file holds it", list)});
+        };
+        for (const auto& [fqn, file] : list_.weight_map)
+            if (!out_.tensors.contains(fqn))
+                if (auto reported = missing(fqn, index_name); !reported)
+                    return reported;
+        if (list_.manifest)
+            for (const auto& [fqn, tensor] : list_.manifest->tensors)
+                if (!out_.tensors.contains(fqn))
+                    if (auto reported = missing(fqn, manifest_name); !reported)
+                        return reported;
+        return {};
+    }
+
+    const std::vector<StoredFile>& files_;
+    const FileList& list_;
+    std::vector<Error>* findings_;
+    Metadata out_;
+};
+
+} // namespace
+
+Result<Metadata> collect_metadata(const std::vector<StoredFile>& files, const FileList& list,
+                                  std::vector<Error>* findings) {
+    return Collecting(files, list, findings).run();
+}
+
+} // namespace safering::checkpoint

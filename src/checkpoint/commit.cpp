@@ -1,0 +1,270 @@
+#include "checkpoint/commit.hpp"
+
+#include <fmt/format.h>
+
+#include "checkpoint/perform.hpp"
+#include "checkpoint/strict_json.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+std::string names_text(const std::vector<std::string>& names) {
+    std::string out = "[";
+    for (std::size_t i = 0; i < names.size(); ++i)
+        out += (i == 0 ? "" : ",") + json_string(names[i]);
+    return out + "]";
+}
+
+bool failed_with(const Completion& completion, std::errc condition) {
+    return completion.error == std::make_error_condition(condition);
+}
+
+} // namespace
+
+std::string to_text(const RedoRecord& record) {
+    return seal_json(fmt::format(R"({{"safering_redo":1,"attempt":"{}","move":{},"remove":{})",
+                                 record.attempt, names_text(record.move),
+                                 names_text(record.remove)));
+}
+
+Result<RedoRecord> parse_redo_record(std::string_view text, const std::string& file) {
+    const auto bad = [&](Errc code, std::string detail) {
+        return std::unexpected(Error{.code = code,
+                                     .operation = "read redo record",
+                                     .file = file,
+                                     .detail = std::move(detail)});
+    };
+    if (!is_sealed_json(text))
+        return bad(Errc::checkpoint_bad_manifest, "its own digest does not match: it was changed");
+    auto root = parse_strict_json(text, 4, Errc::checkpoint_bad_manifest, "read redo record", file);
+    if (!root)
+        return std::unexpected(std::move(root.error()));
+    RedoRecord record;
+    try {
+        if (root->at("safering_redo") != 1)
+            return bad(Errc::checkpoint_bad_manifest,
+                       "unknown format version; a newer safering may read it");
+        record.attempt = root->at("attempt").get<std::string>();
+        record.move = root->at("move").get<std::vector<std::string>>();
+        record.remove = root->at("remove").get<std::vector<std::string>>();
+    } catch (const nlohmann::json::exception& error) {
+        return bad(Errc::checkpoint_bad_manifest, error.what());
+    }
+    if (!is_attempt_id(record.attempt))
+        return bad(Errc::checkpoint_bad_manifest, "attempt is not 32 hex digits");
+    for (const auto* names : {&record.move, &record.remove})
+        for (const std::string& name : *names)
+            if (!is_safe_file_name(name) && name != manifest_name && name != index_name)
+                return bad(Errc::checkpoint_unsafe_name,
+                           fmt::format("\"{}\" is no file of a checkpoint", escaped(name)));
+    return record;
+}
+
+std::vector<Request> StepMachine::next() {
+    if (!error_)
+        batch_ = step();
+    else if (!released_)
+        released_ = true, batch_ = release();
+    else
+        batch_.clear();
+    return batch_;
+}
+
+void StepMachine::complete(std::span<const Completion> completions) {
+    SAFERING_ASSERT(completions.size() == batch_.size());
+    const bool releasing = error_.has_value();
+    for (std::size_t i = 0; i < completions.size(); ++i)
+        if (completions[i].error && !error_ && !tolerated(batch_[i], completions[i]))
+            error_ = to_error(batch_[i], completions[i]);
+    // A failed batch may still have opened files; the machine must see them to release them.
+    if (!releasing)
+        advance(completions);
+}
+
+RedoSwitch::RedoSwitch(TargetPath target, RedoRecord record)
+    : target_(std::move(target)), record_(std::move(record)),
+      attempt_directory_(target_.attempt_directory(record_.attempt)) {}
+
+std::vector<Request> RedoSwitch::step() {
+    const auto sync_target = Request{.op = Opcode::sync_directory, .path = target_.path};
+    switch (phase_) {
+    case 0: // one at a time: their order is a promise to readers that go by file names
+        if (moved_ < record_.move.size())
+            return {Request{.op = Opcode::rename,
+                            .replace = true,
+                            .path = join(attempt_directory_, record_.move[moved_]),
+                            .new_path = join(target_.path, record_.move[moved_])}};
+        phase_ = 1;
+        [[fallthrough]];
+    case 1:
+        return {sync_target};
+    case 2: {
+        std::vector<Request> batch;
+        for (const std::string& name : record_.remove)
+            batch.push_back({.op = Opcode::unlink, .path = join(target_.path, name)});
+        if (!batch.empty())
+            return batch;
+        phase_ = 4; // nothing was unlinked since the last sync
+        return step();
+    }
+    case 3:
+        return {sync_target};
+    case 4:
+        return {{.op = Opcode::unlink, .path = join(target_.path, std::string(redo_name))}};
+    case 5:
+        return {sync_target};
+    case 6:
+        return {{.op = Opcode::remove_directory, .path = attempt_directory_}};
+    case 7:
+        return {{.op = Opcode::sync_directory, .path = target_.parent}};
+    default:
+        return {};
+    }
+}
+
+void RedoSwitch::advance(std::span<const Completion>) {
+    if (phase_ == 0)
+        ++moved_;
+    else
+        ++phase_;
+}
+
+bool RedoSwitch::tolerated(const Request& request, const Completion& completion) const {
+    // Done already, by an earlier try or by somebody else who finishes this switch at the same time.
+    return (request.op == Opcode::rename || request.op == Opcode::unlink ||
+            request.op == Opcode::remove_directory) &&
+           failed_with(completion, std::errc::no_such_file_or_directory);
+}
+
+MetadataCommit::MetadataCommit(CommitInput input)
+    : input_(std::move(input)),
+      attempt_directory_(input_.target.attempt_directory(input_.attempt)) {
+    redo_ = {input_.attempt, input_.data_files, input_.stale};
+    redo_.move.emplace_back(manifest_name);
+    if (!input_.index.empty())
+        redo_.move.emplace_back(index_name);
+    if (!input_.records_written) {
+        records_.push_back({std::string(manifest_name), input_.manifest});
+        if (!input_.index.empty())
+            records_.push_back({std::string(index_name), input_.index});
+    }
+    if (input_.target_present)
+        records_.push_back({std::string(redo_name), to_text(redo_)});
+}
+
+std::vector<Request> MetadataCommit::step() {
+    std::vector<Request> batch;
+    const std::string redo(redo_name);
+    switch (phase_) {
+    case Phase::open:
+        for (const Record& record : records_)
+            batch.push_back({.op = Opcode::open,
+                             .mode = OpenMode::create,
+                             .path = join(attempt_directory_, record.name)});
+        return batch;
+    case Phase::write:
+        for (Record& record : records_)
+            batch.push_back({.op = Opcode::write,
+                             .file = record.file,
+                             .data = reinterpret_cast<std::byte*>(record.text.data()),
+                             .length = record.text.size(),
+                             .path = join(attempt_directory_, record.name)});
+        return batch;
+    case Phase::sync:
+    case Phase::close:
+        for (const Record& record : records_)
+            batch.push_back({.op = phase_ == Phase::sync ? Opcode::fsync : Opcode::close,
+                             .file = record.file,
+                             .path = join(attempt_directory_, record.name)});
+        return batch;
+    case Phase::sync_attempt:
+        batch.push_back({.op = Opcode::sync_directory, .path = attempt_directory_});
+        if (input_.target_present)
+            batch.push_back({.op = Opcode::sync_directory, .path = input_.target.parent});
+        return batch;
+    case Phase::publish:
+        if (input_.target_present)
+            return {{.op = Opcode::rename,
+                     .path = join(attempt_directory_, redo),
+                     .new_path = join(input_.target.path, redo)}};
+        return {{.op = Opcode::rename, .path = attempt_directory_, .new_path = input_.target.path}};
+    case Phase::sync_publish:
+        return {{.op = Opcode::sync_directory,
+                 .path = input_.target_present ? input_.target.path : input_.target.parent}};
+    case Phase::done:
+        break;
+    }
+    return {};
+}
+
+void MetadataCommit::advance(std::span<const Completion> completions) {
+    if (phase_ == Phase::open)
+        for (std::size_t i = 0; i < records_.size(); ++i)
+            if (!completions[i].error)
+                records_[i].file = static_cast<int>(completions[i].result);
+    if (phase_ == Phase::close)
+        for (Record& record : records_)
+            record.file = -1;
+    if (error())
+        return;
+    if (phase_ == Phase::publish && completions[0].error) {
+        target_appeared_ = true;
+        phase_ = Phase::done;
+        return;
+    }
+    published_ = phase_ == Phase::publish || published_;
+    committed_ = phase_ == Phase::sync_publish || committed_;
+    if (phase_ != Phase::done)
+        phase_ = static_cast<Phase>(static_cast<int>(phase_) + 1);
+}
+
+bool MetadataCommit::tolerated(const Request& request, const Completion& completion) const {
+    return request.op == Opcode::rename && !input_.target_present &&
+           (failed_with(completion, std::errc::file_exists) ||
+            failed_with(completion, std::errc::directory_not_empty));
+}
+
+std::vector<Request> MetadataCommit::release() {
+    std::vector<Request> batch;
+    for (const Record& record : records_)
+        if (record.file >= 0)
+            batch.push_back({.op = Opcode::close, .file = record.file});
+    return batch;
+}
+
+Result<void> drive(Reactor& reactor, StepMachine& machine) {
+    for (auto batch = machine.next(); !batch.empty(); batch = machine.next())
+        machine.complete(reactor.wait_all(std::move(batch)));
+    if (machine.error())
+        return std::unexpected(*machine.error());
+    return {};
+}
+
+Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory) {
+    constexpr std::uint64_t limit_bytes = std::uint64_t{256} << 20; // millions of file names
+    const std::string path = join(directory, std::string(redo_name));
+    auto text = read_small_file(reactor, path, OpenMode::read_strict, limit_bytes);
+    if (!text && text.error().code == std::errc::no_such_file_or_directory)
+        return std::nullopt;
+    if (!text)
+        return std::unexpected(std::move(text.error()));
+    auto record = parse_redo_record(*text, path);
+    if (!record)
+        return std::unexpected(std::move(record.error()));
+    return std::optional(std::move(*record));
+}
+
+Result<bool> finish_switch(Reactor& reactor, const TargetPath& target) {
+    auto record = read_redo_record(reactor, target.path);
+    if (!record)
+        return std::unexpected(std::move(record.error()));
+    if (!*record)
+        return false;
+    RedoSwitch machine(target, std::move(**record));
+    if (auto done = drive(reactor, machine); !done)
+        return std::unexpected(std::move(done.error()));
+    return true;
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,151 @@
+// The metadata commit: makes a checkpoint whose data is durable appear, whole, at its target. Sans-I/O: the
+// machine asks for requests and is told how they ended; drive() carries them to a Reactor.
+//
+//   A = ".<name>.<attempt>.tmp" beside the target; every data file in it is written and fsynced already.
+//   1 create, write, fsync: A/manifest, A/index, and where the target exists A/redo
+//   2 fsync directory A; fsync the parent (A's own name)
+//   target absent                                target present
+//   3 rename A -> target, never replacing        3 rename A/redo -> target/redo
+//   4 fsync the parent        <- COMMITTED ->    4 fsync the target directory
+//                                                5 rename A/f -> target/f: data, then manifest, then index
+//                                                6 fsync the target directory
+//                                                7 unlink what the replaced checkpoint alone had
+//                                                8 fsync the target, unlink the redo record, fsync the target
+//                                                9 remove A, fsync the parent
+// A crash before the commit point leaves the old checkpoint (or none) and a stale A. After it, our reader
+// sees the redo record and takes each file from A while it is still there, from the target once it has moved;
+// whoever may write finishes steps 5 to 9 first. Each of those may be repeated from the start. Files that
+// belong to no checkpoint are not touched.
+#pragma once
+
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include <safering/reactor.hpp>
+
+#include "checkpoint/attempt.hpp"
+
+namespace safering::checkpoint {
+
+/// What a switch that has been committed still has to do. Stored in the target under redo_name.
+struct RedoRecord {
+    std::string attempt;
+    /// File names, in the order of moving.
+    std::vector<std::string> move;
+    std::vector<std::string> remove;
+
+    friend bool operator==(const RedoRecord&, const RedoRecord&) = default;
+};
+std::string to_text(const RedoRecord& record);
+/// Errors: checkpoint_bad_manifest, checkpoint_unsafe_name.
+Result<RedoRecord> parse_redo_record(std::string_view text, const std::string& file);
+
+/// A protocol that asks for I/O in batches; all of a batch ends before the next is asked for.
+class StepMachine {
+  public:
+    virtual ~StepMachine() = default;
+    /// The next batch; empty when it has ended, well or not.
+    std::vector<Request> next();
+    /// How the batch ended, in its order.
+    void complete(std::span<const Completion> completions);
+    /// The first failure.
+    const std::optional<Error>& error() const { return error_; }
+
+  protected:
+    /// The requests of the current step, or nothing where there are no more; may skip empty steps.
+    virtual std::vector<Request> step() = 0;
+    /// After a step in which nothing failed.
+    virtual void advance(std::span<const Completion> completions) = 0;
+    /// Whether this failure of this step means that the work was done already.
+    virtual bool tolerated(const Request& request, const Completion& completion) const = 0;
+    /// What must still be released after a failure; asked for once.
+    virtual std::vector<Request> release() { return {}; }
+
+  private:
+    std::vector<Request> batch_;
+    std::optional<Error> error_;
+    bool released_ = false;
+};
+
+/// Steps 5 to 9: from a durable redo record to a target that holds the new checkpoint and nothing stale.
+/// Idempotent; several may run at once.
+class RedoSwitch final : public StepMachine {
+  public:
+    RedoSwitch(TargetPath target, RedoRecord record);
+
+  protected:
+    std::vector<Request> step() override;
+    void advance(std::span<const Completion> completions) override;
+    bool tolerated(const Request& request, const Completion& completion) const override;
+
+  private:
+    TargetPath target_;
+    RedoRecord record_;
+    std::string attempt_directory_;
+    std::size_t moved_ = 0;
+    unsigned phase_ = 0;
+};
+
+struct CommitInput {
+    TargetPath target;
+    std::string attempt;
+    /// Names of the data files in A.
+    std::vector<std::string> data_files;
+    std::string manifest;
+    /// Empty: none is written.
+    std::string index;
+    bool target_present = false;
+    /// Names in the target that the new checkpoint replaces without having them itself.
+    std::vector<std::string> stale;
+    /// Manifest and index are in A and durable already (a commit that found the target taken goes on).
+    bool records_written = false;
+};
+
+/// Steps 1 to 4. With the target present, RedoSwitch(redo_record()) follows.
+class MetadataCommit final : public StepMachine {
+  public:
+    explicit MetadataCommit(CommitInput input);
+    /// Whether the commit point is behind: the new checkpoint is what a reader finds, whatever follows.
+    bool committed() const { return committed_; }
+    /// The renaming was done, though it may not have been made durable: A must not be removed any more.
+    bool published() const { return published_; }
+    /// The target was absent when the commit was prepared and is there now: commit again with it present.
+    bool target_appeared() const { return target_appeared_; }
+    const RedoRecord& redo_record() const { return redo_; }
+
+  protected:
+    std::vector<Request> step() override;
+    void advance(std::span<const Completion> completions) override;
+    bool tolerated(const Request& request, const Completion& completion) const override;
+    std::vector<Request> release() override;
+
+  private:
+    enum class Phase { open, write, sync, close, sync_attempt, publish, sync_publish, done };
+    struct Record {
+        std::string name;
+        std::string text;
+        int file = -1;
+    };
+
+    CommitInput input_;
+    RedoRecord redo_;
+    std::string attempt_directory_;
+    std::vector<Record> records_;
+    Phase phase_ = Phase::open;
+    bool committed_ = false;
+    bool published_ = false;
+    bool target_appeared_ = false;
+};
+
+/// Carries a machine's batches to the reactor until it ends. Blocks.
+Result<void> drive(Reactor& reactor, StepMachine& machine);
+
+/// The redo record of a target directory, if it has one. Blocks.
+Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory);
+
+/// Finishes a switch that was committed and cut off; true where there was one. Blocks.
+Result<bool> finish_switch(Reactor& reactor, const TargetPath& target);
+
+} // namespace safering::checkpoint

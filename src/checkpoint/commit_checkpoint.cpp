@@ -1,0 +1,119 @@
+#include "checkpoint/commit_checkpoint.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include "checkpoint/attempt_directory.hpp"
+#include "checkpoint/index.hpp"
+#include "checkpoint/manifest.hpp"
+#include "checkpoint/perform.hpp"
+#include "plan/layout.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+constexpr std::uint64_t record_limit_bytes = std::uint64_t{1} << 30;
+
+Result<bool> is_directory(Reactor& reactor, const std::string& path) {
+    auto status = perform(reactor, {.op = Opcode::stat, .path = path});
+    if (!status && status.error().code == std::errc::no_such_file_or_directory)
+        return false;
+    if (!status)
+        return std::unexpected(std::move(status.error()));
+    if (status->status.kind != FileKind::directory)
+        return std::unexpected(Error{.code = Errc::checkpoint_not_a_file,
+                                     .operation = "commit",
+                                     .file = path,
+                                     .detail = "it exists and is no directory; move it away"});
+    return true;
+}
+
+// What the checkpoint in the target calls its own, by manifest and index; damaged ones name nothing.
+std::set<std::string> listed_files(Reactor& reactor, const std::string& directory) {
+    std::set<std::string> names;
+    const auto read = [&](std::string_view name) {
+        return read_small_file(reactor, join(directory, std::string(name)), OpenMode::read_strict,
+                               record_limit_bytes);
+    };
+    if (const auto text = read(manifest_name))
+        if (const auto manifest = parse_manifest(*text, directory))
+            for (const ManifestFile& file : manifest->files)
+                names.insert(file.name);
+    if (const auto text = read(index_name))
+        if (const auto weight_map = parse_index(*text, directory))
+            for (const auto& [fqn, file] : *weight_map)
+                names.insert(file);
+    return names;
+}
+
+// Names that a reader would take for the new checkpoint's own: those of the replaced checkpoint, and those
+// that only a checkpoint's data files have. Anything else is somebody else's.
+Result<std::vector<std::string>> stale_files(Reactor& reactor, const CommitInput& input) {
+    auto entries = perform(reactor, {.op = Opcode::list, .path = input.target.path});
+    if (!entries)
+        return std::unexpected(std::move(entries.error()));
+    const std::set<std::string> listed = listed_files(reactor, input.target.path);
+    std::vector<std::string> stale;
+    for (const DirectoryEntry& entry : entries->entries) {
+        if (entry.kind == FileKind::directory ||
+            std::ranges::find(input.data_files, entry.name) != input.data_files.end())
+            continue;
+        const bool old_index = entry.name == index_name && input.index.empty();
+        if (old_index || listed.contains(entry.name) || plan::is_checkpoint_file_name(entry.name))
+            stale.push_back(entry.name);
+    }
+    return stale;
+}
+
+} // namespace
+
+CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
+    CommitOutcome outcome;
+    const auto failed = [&](Error error) {
+        outcome.error = std::move(error);
+        return std::move(outcome);
+    };
+    auto present = is_directory(reactor, input.target.path);
+    if (!present)
+        return failed(std::move(present.error()));
+    // Twice: a target that was absent may have been made meanwhile (by whoever writes config.json).
+    for (input.target_present = *present;; input.target_present = true) {
+        if (input.target_present) {
+            if (auto finished = finish_switch(reactor, input.target); !finished)
+                return failed(std::move(finished.error()));
+            auto stale = stale_files(reactor, input);
+            if (!stale)
+                return failed(std::move(stale.error()));
+            input.stale = std::move(*stale);
+        }
+        MetadataCommit commit(input);
+        auto committed = drive(reactor, commit);
+        outcome.published = commit.published();
+        if (!committed) {
+            if (commit.published())
+                committed.error().detail +=
+                    "; the new checkpoint is in place, but may not survive a power cut";
+            return failed(std::move(committed.error()));
+        }
+        if (commit.committed()) {
+            outcome.replaced = input.target_present;
+            if (!input.target_present)
+                break;
+            RedoSwitch machine(input.target, commit.redo_record());
+            if (auto switched = drive(reactor, machine); !switched) {
+                switched.error().detail += "; the new checkpoint is committed, and the next open "
+                                           "that may write here finishes "
+                                           "moving its files";
+                return failed(std::move(switched.error()));
+            }
+            break;
+        }
+        SAFERING_ASSERT(commit.target_appeared());
+        input.records_written = true;
+    }
+    outcome.notes = remove_older_attempts(reactor, input.target, input.attempt);
+    return outcome;
+}
+
+} // namespace safering::checkpoint

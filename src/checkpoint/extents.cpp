@@ -1,0 +1,75 @@
+#include "checkpoint/extents.hpp"
+
+#include <algorithm>
+
+#include "checkpoint/strict_json.hpp"
+
+namespace safering::checkpoint {
+
+std::vector<DigestPiece> pieces_in(const StoredFile& file, ByteRange range,
+                                   std::uint64_t chunk_bytes) {
+    std::vector<DigestPiece> pieces;
+    if (file.extents.empty() || range.empty())
+        return pieces;
+    const std::uint64_t cell_begin = round_down(range.begin, chunk_bytes);
+    const ByteRange cell{cell_begin, cell_begin + chunk_bytes};
+    const auto& tensors = file.header.tensors;
+    // Tensors are in offset order and disjoint, so that their ends rise too.
+    const auto first = std::ranges::partition_point(tensors, [&](const auto& tensor) {
+        return tensor.data.end + file.header.data_begin <= range.begin;
+    });
+    for (auto t = static_cast<std::size_t>(first - tensors.begin());
+         t < tensors.size() && file.tensor_range(t).begin < range.end; ++t) {
+        for (const ManifestExtent& extent : file.extents[t]) {
+            std::optional<plan::FileBox> box;
+            ByteRange hull = file.tensor_range(t);
+            if (!extent.box.sizes.empty()) {
+                auto made = plan::FileBox::make(tensors[t].dtype, tensors[t].shape,
+                                                extent.box.offsets, extent.box.sizes);
+                SAFERING_ASSERT(made.has_value()); // checked when the checkpoint was opened
+                hull = made->hull().shifted(hull.begin);
+                if (!made->contiguous())
+                    box = std::move(*made);
+            }
+            const ByteRange piece = hull.clip(cell);
+            if (piece.empty() || !piece.overlaps(range))
+                continue;
+            pieces.push_back(
+                {.range = piece,
+                 .digest = extent.digests[cell.begin / chunk_bytes - hull.begin / chunk_bytes],
+                 .tensor = t,
+                 .box = std::move(box)});
+        }
+    }
+    std::ranges::sort(pieces, {}, &DigestPiece::range);
+    return pieces;
+}
+
+namespace {
+
+// The piece's hull, relative to its tensor, as boxes want it.
+ByteRange window_of(const StoredFile& file, const DigestPiece& piece) {
+    const std::uint64_t begin = file.tensor_range(piece.tensor).begin;
+    return {piece.range.begin - begin, piece.range.end - begin};
+}
+
+} // namespace
+
+std::uint64_t bytes_of(const StoredFile& file, const DigestPiece& piece) {
+    if (!piece.box)
+        return piece.range.size();
+    std::uint64_t bytes = 0;
+    piece.box->for_each_run(window_of(file, piece), [&](ByteRange run) { bytes += run.size(); });
+    return bytes;
+}
+
+bool matches(const StoredFile& file, const DigestPiece& piece, const std::byte* image,
+             std::uint64_t image_begin) {
+    const std::byte* bytes = image + (piece.range.begin - image_begin);
+    if (!piece.box)
+        return digest_of({reinterpret_cast<const char*>(bytes), piece.range.size()}) ==
+               piece.digest;
+    return plan::digest_of_image(*piece.box, bytes, window_of(file, piece)) == piece.digest;
+}
+
+} // namespace safering::checkpoint

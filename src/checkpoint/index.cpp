@@ -1,0 +1,50 @@
+#include "checkpoint/index.hpp"
+
+#include <fmt/format.h>
+
+#include "checkpoint/attempt.hpp"
+#include "checkpoint/strict_json.hpp"
+
+namespace safering::checkpoint {
+
+std::string index_text(const WeightMap& weight_map, std::uint64_t total_size) {
+    std::string out = fmt::format(
+        "{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total_size);
+    bool first = true;
+    for (const auto& [fqn, file] : weight_map) {
+        out += fmt::format("{}\n    {}: {}", first ? "" : ",", json_string(fqn), json_string(file));
+        first = false;
+    }
+    out += first ? "}\n}\n" : "\n  }\n}\n";
+    return out;
+}
+
+Result<WeightMap> parse_index(std::string_view text, const std::string& file) {
+    const auto bad = [&](Errc code, const std::string& fqn, std::string detail) {
+        return std::unexpected(Error{.code = code,
+                                     .operation = "read index",
+                                     .file = file,
+                                     .tensor = fqn,
+                                     .detail = std::move(detail)});
+    };
+    auto root = parse_strict_json(text, 64, Errc::checkpoint_bad_index, "read index", file);
+    if (!root)
+        return std::unexpected(std::move(root.error()));
+    if (!root->is_object() || !root->contains("weight_map") || !(*root)["weight_map"].is_object())
+        return bad(Errc::checkpoint_bad_index, {},
+                   "expected an object with an object \"weight_map\"");
+    WeightMap weight_map;
+    for (const auto& [fqn, value] : (*root)["weight_map"].items()) {
+        if (!value.is_string())
+            return bad(Errc::checkpoint_bad_index, fqn, "its file name is not a string");
+        const auto& name = value.get_ref<const std::string&>();
+        if (!is_safe_file_name(name))
+            return bad(Errc::checkpoint_unsafe_name, fqn,
+                       fmt::format("\"{}\" must be one path component ending in .safetensors",
+                                   escaped(name)));
+        weight_map.emplace(fqn, name);
+    }
+    return weight_map;
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,205 @@
+#include "checkpoint/stored_checkpoint.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "checkpoint/commit.hpp"
+#include "checkpoint/strict_json.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+// A manifest or index of millions of tensors stays below it.
+constexpr std::uint64_t record_limit_bytes = std::uint64_t{1} << 30;
+
+// Not found, whatever else an Error may say.
+bool is_absent(const Error& error) {
+    return error.code == std::errc::no_such_file_or_directory;
+}
+bool may_not_write(const Error& error) {
+    return error.code == std::errc::permission_denied ||
+           error.code == std::errc::read_only_file_system ||
+           error.code == std::errc::operation_not_permitted;
+}
+
+class Listing {
+  public:
+    Listing(Reactor& reactor, const std::string& path, bool strict, std::vector<Error>* findings)
+        : reactor_(reactor), target_(make_target_path(path)), strict_(strict), findings_(findings) {
+    }
+
+    Result<FileList> run() {
+        auto status = perform(reactor_, {.op = Opcode::stat, .path = target_.path});
+        if (!status && is_absent(status.error()))
+            return std::unexpected(Error{.code = Errc::checkpoint_not_found,
+                                         .operation = "open checkpoint",
+                                         .file = target_.path,
+                                         .detail = "no such file or directory"});
+        if (!status)
+            return std::unexpected(std::move(status.error()));
+        if (status->status.kind != FileKind::directory) {
+            list_.source = CheckpointSource::single_file;
+            list_.files.emplace_back(target_.name, target_.path);
+            return std::move(list_);
+        }
+        if (auto done = settle_switch(); !done)
+            return std::unexpected(std::move(done.error()));
+        auto entries = perform(reactor_, {.op = Opcode::list, .path = target_.path});
+        if (!entries)
+            return std::unexpected(std::move(entries.error()));
+        for (const DirectoryEntry& entry : entries->entries)
+            names_.insert(entry.name);
+        for (const std::string& name : moved_)
+            names_.insert(name);
+        auto found = names_.contains(std::string(manifest_name)) ? by_manifest()
+                     : names_.contains(std::string(index_name))  ? by_index()
+                                                                 : by_name();
+        if (!found)
+            return std::unexpected(std::move(found.error()));
+        return std::move(list_);
+    }
+
+  private:
+    // Somebody who may only read takes each file from where it is.
+    Result<void> settle_switch() {
+        auto finished = finish_switch(reactor_, target_);
+        if (finished)
+            return {};
+        if (!may_not_write(finished.error()))
+            return std::unexpected(std::move(finished.error()));
+        auto record = read_redo_record(reactor_, target_.path);
+        if (!record)
+            return std::unexpected(std::move(record.error()));
+        if (!*record)
+            return {}; // finished by somebody else meanwhile
+        attempt_directory_ = target_.attempt_directory((*record)->attempt);
+        auto entries = perform(reactor_, {.op = Opcode::list, .path = attempt_directory_});
+        if (!entries && !is_absent(entries.error()))
+            return std::unexpected(std::move(entries.error()));
+        if (entries)
+            for (const DirectoryEntry& entry : entries->entries)
+                if (std::ranges::find((*record)->move, entry.name) != (*record)->move.end())
+                    moved_.insert(entry.name);
+        list_.notes.push_back(
+            "a finished save has not been switched in completely, and this process may "
+            "not write here; its files were read where they are");
+        return {};
+    }
+
+    std::string path_of(const std::string& name) const {
+        return join(moved_.contains(name) ? attempt_directory_ : target_.path, name);
+    }
+    OpenMode mode() const { return strict_ ? OpenMode::read_strict : OpenMode::read; }
+    Result<std::string> read_record(std::string_view name) {
+        return read_small_file(reactor_, path_of(std::string(name)), mode(), record_limit_bytes);
+    }
+    Result<void> add(const std::string& name, std::string_view listed_in) {
+        if (names_.contains(name)) {
+            list_.files.emplace_back(name, path_of(name));
+            return {};
+        }
+        return report(findings_, {.code = Errc::checkpoint_file_missing,
+                                  .operation = "open checkpoint",
+                                  .file = path_of(name),
+                                  .detail = fmt::format("{} lists it", listed_in)});
+    }
+
+    Result<void> by_manifest() {
+        list_.source = CheckpointSource::manifest;
+        const std::string path = path_of(std::string(manifest_name));
+        auto text = read_record(manifest_name);
+        auto manifest = text ? parse_manifest(*text, path)
+                             : Result<Manifest>(std::unexpected(std::move(text.error())));
+        if (!manifest) {
+            // Whoever collects findings wants to see the rest, by the next best list.
+            if (auto reported = report(findings_, std::move(manifest.error())); !reported)
+                return reported;
+            return names_.contains(std::string(index_name)) ? by_index() : by_name();
+        }
+        for (const ManifestFile& file : manifest->files)
+            if (auto added = add(file.name, manifest_name); !added)
+                return added;
+        if (manifest->index)
+            if (auto checked = check_index(*manifest->index); !checked)
+                return checked;
+        list_.manifest = std::move(*manifest);
+        return {};
+    }
+
+    // Our load does not need the index, but other readers go by it: a changed one is damage.
+    Result<void> check_index(const ManifestIndex& expected) {
+        auto text = read_record(index_name);
+        if (!text && !is_absent(text.error()))
+            return report(findings_, std::move(text.error()));
+        Error error{
+            .code = {}, .operation = "read index", .file = path_of(std::string(index_name))};
+        if (!text) {
+            error.code = Errc::checkpoint_file_missing;
+            error.detail = fmt::format("{} lists it", manifest_name);
+            return report(findings_, std::move(error));
+        }
+        if (text->size() == expected.file_bytes && digest_of(*text) == expected.digest)
+            return {};
+        error.code = Errc::checkpoint_digest_mismatch;
+        error.detail = fmt::format("{} has the digest of another content", manifest_name);
+        return report(findings_, std::move(error));
+    }
+
+    Result<void> by_index() {
+        list_.source = CheckpointSource::index;
+        auto text = read_record(index_name);
+        auto weight_map = text ? parse_index(*text, path_of(std::string(index_name)))
+                               : Result<WeightMap>(std::unexpected(std::move(text.error())));
+        if (!weight_map) {
+            if (auto reported = report(findings_, std::move(weight_map.error())); !reported)
+                return reported;
+            return by_name();
+        }
+        std::set<std::string> files;
+        for (const auto& [fqn, file] : *weight_map)
+            files.insert(file);
+        for (const std::string& file : files)
+            if (auto added = add(file, index_name); !added)
+                return added;
+        list_.weight_map = std::move(*weight_map);
+        return {};
+    }
+
+    Result<void> by_name() {
+        list_.source = CheckpointSource::directory;
+        for (const std::string& name : names_)
+            if (is_safe_file_name(name) && !name.starts_with('.'))
+                list_.files.emplace_back(name, path_of(name));
+        if (!list_.files.empty() || (findings_ != nullptr && !findings_->empty()))
+            return {};
+        return std::unexpected(Error{
+            .code = Errc::checkpoint_not_found,
+            .operation = "open checkpoint",
+            .file = target_.path,
+            .detail =
+                fmt::format("it holds no {}, no {} and no *.safetensors; a save that was cut off "
+                            "before its commit leaves none",
+                            manifest_name, index_name)});
+    }
+
+    Reactor& reactor_;
+    TargetPath target_;
+    bool strict_;
+    std::vector<Error>* findings_;
+    FileList list_;
+    std::set<std::string> names_;
+    std::set<std::string> moved_;
+    std::string attempt_directory_;
+};
+
+} // namespace
+
+Result<FileList> list_checkpoint(Reactor& reactor, const std::string& path, bool strict,
+                                 std::vector<Error>* findings) {
+    return Listing(reactor, path, strict, findings).run();
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,290 @@
+#include "checkpoint/stored_checkpoint.hpp"
+
+#include <algorithm>
+#include <cstdlib>
+#include <map>
+
+#include <fmt/format.h>
+
+#include <safering/planner.hpp>
+
+#include "checkpoint/attempt.hpp"
+#include "checkpoint/strict_json.hpp"
+#include "plan/box.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+// Heads are read in batches of so many files; bounds memory, and keeps any disk busy.
+constexpr std::size_t heads_at_once = 64;
+// The first read of a head: the whole of it for some hundred tensors.
+constexpr std::uint64_t first_read_bytes = std::uint64_t{64} << 10;
+constexpr std::uint64_t block_bytes = 4096;
+
+struct FreeMemory {
+    void operator()(std::byte* memory) const { std::free(memory); }
+};
+using AlignedBytes = std::unique_ptr<std::byte, FreeMemory>;
+
+AlignedBytes aligned_bytes(std::uint64_t bytes) {
+    auto* memory = static_cast<std::byte*>(std::aligned_alloc(block_bytes, bytes));
+    if (memory == nullptr)
+        throw std::bad_alloc();
+    return AlignedBytes(memory);
+}
+
+// The head of one file as it comes in.
+struct Head {
+    StoredFile* file = nullptr;
+    AlignedBytes bytes;
+    std::uint64_t read = 0;
+
+    std::string_view text() const {
+        return {reinterpret_cast<const char*>(bytes.get()),
+                std::min(read, file->file.status().size)};
+    }
+    // Whole blocks, past the end of the file too: the descriptor may be direct.
+    Request request(std::uint64_t wanted) {
+        read = round_up(wanted, block_bytes);
+        bytes = aligned_bytes(read);
+        return {.op = Opcode::read,
+                .file = file->file.descriptor(),
+                .data = bytes.get(),
+                .length = read,
+                .minimum = std::min(wanted, file->file_bytes()),
+                .path = file->path};
+    }
+};
+
+class Opening {
+  public:
+    Opening(Reactor& reactor, bool strict, std::vector<Error>* findings)
+        : reactor_(reactor), strict_(strict), findings_(findings) {}
+
+    Result<StoredCheckpoint> run(const std::string& path) {
+        auto list = list_checkpoint(reactor_, path, strict_, findings_);
+        if (!list)
+            return std::unexpected(std::move(list.error()));
+        out_.path = path;
+        out_.source = list->source;
+        out_.notes = std::move(list->notes);
+        if (list->manifest) {
+            out_.attempt = list->manifest->attempt;
+            out_.digests = list->manifest->digests;
+            out_.chunk_bytes = list->manifest->chunk_bytes;
+            for (const ManifestFile& file : list->manifest->files)
+                expected_.emplace(file.name, &file);
+        }
+        for (std::size_t first = 0; first < list->files.size(); first += heads_at_once) {
+            const auto some =
+                std::span(list->files)
+                    .subspan(first, std::min(heads_at_once, list->files.size() - first));
+            if (auto opened = open_some(some); !opened)
+                return std::unexpected(std::move(opened.error()));
+        }
+        auto metadata = collect_metadata(out_.files, *list, findings_);
+        if (!metadata)
+            return std::unexpected(std::move(metadata.error()));
+        out_.metadata = std::move(*metadata);
+        return std::move(out_);
+    }
+
+  private:
+    Result<void> open_some(std::span<const std::pair<std::string, std::string>> names) {
+        std::vector<Request> opens;
+        for (const auto& [name, path] : names)
+            opens.push_back({.op = Opcode::open,
+                             .mode = strict_ ? OpenMode::read_strict : OpenMode::read,
+                             .caching = Caching::direct,
+                             .path = path});
+        const auto opened = reactor_.wait_all(opens);
+        std::vector<StoredFile> files;
+        for (std::size_t i = 0; i < opened.size(); ++i) {
+            if (opened[i].error) {
+                if (auto reported = report(findings_, open_error(opens[i], opened[i])); !reported)
+                    return reported;
+                continue;
+            }
+            StoredFile file{.name = names[i].first,
+                            .path = names[i].second,
+                            .file = OpenFile(reactor_, opened[i]),
+                            .header = {},
+                            .extents = {}};
+            if (auto checked = check_status(file); !checked) {
+                if (auto reported = report(findings_, std::move(checked.error())); !reported)
+                    return reported;
+                continue;
+            }
+            files.push_back(std::move(file));
+        }
+        return read_heads(std::move(files));
+    }
+
+    static Error open_error(const Request& request, const Completion& completion) {
+        Error error = to_error(request, completion);
+        if (completion.error == std::errc::too_many_symbolic_link_levels)
+            error.detail = "it is a symbolic link, which strict reading refuses";
+        return error;
+    }
+
+    Result<void> check_status(const StoredFile& file) const {
+        Error error{.code = {}, .operation = "open checkpoint", .file = file.path};
+        if (file.file.status().kind != FileKind::regular) {
+            error.code = Errc::checkpoint_not_a_file;
+            return std::unexpected(std::move(error));
+        }
+        const auto expected = expected_.find(file.name);
+        if (expected == expected_.end() || expected->second->file_bytes == file.file_bytes())
+            return {};
+        error.code = Errc::checkpoint_file_size;
+        error.detail = fmt::format("{} says {} bytes, it has {}", manifest_name,
+                                   expected->second->file_bytes, file.file_bytes());
+        return std::unexpected(std::move(error));
+    }
+
+    // One batch for the first block of every file, one for the rest of the long heads.
+    Result<void> read_heads(std::vector<StoredFile> files) {
+        std::vector<Head> heads;
+        for (StoredFile& file : files)
+            heads.push_back({.file = &file, .bytes = {}, .read = 0});
+        std::vector<Head*> wanted;
+        for (Head& head : heads)
+            wanted.push_back(&head);
+        std::vector<std::uint64_t> bytes(heads.size(), first_read_bytes);
+        if (auto read = read_some(wanted, bytes); !read)
+            return read;
+        std::vector<Head*> longer;
+        bytes.clear();
+        for (Head* head : wanted) {
+            auto length = safetensors::parse_header_length(head->text(), head->file->file_bytes(),
+                                                           head->file->path);
+            if (length && 8 + *length > first_read_bytes) {
+                longer.push_back(head);
+                bytes.push_back(8 + *length);
+            }
+        }
+        if (auto read = read_some(longer, bytes); !read)
+            return read;
+        for (Head& head : heads) {
+            if (head.bytes == nullptr)
+                continue;
+            if (auto parsed = parse(head); !parsed)
+                if (auto reported = report(findings_, std::move(parsed.error())); !reported)
+                    return reported;
+        }
+        return {};
+    }
+
+    // Heads that could not be read lose their bytes and leave `heads`.
+    Result<void> read_some(std::vector<Head*>& heads, std::span<const std::uint64_t> bytes) {
+        std::vector<Request> reads;
+        for (std::size_t i = 0; i < heads.size(); ++i)
+            reads.push_back(heads[i]->request(bytes[i]));
+        const auto completions = reactor_.wait_all(reads);
+        std::vector<Head*> whole;
+        for (std::size_t i = 0; i < heads.size(); ++i) {
+            if (!completions[i].error) {
+                whole.push_back(heads[i]);
+                continue;
+            }
+            heads[i]->bytes.reset();
+            if (auto reported = report(findings_, to_error(reads[i], completions[i])); !reported)
+                return reported;
+        }
+        heads = std::move(whole);
+        return {};
+    }
+
+    Result<void> parse(Head& head) {
+        StoredFile& file = *head.file;
+        auto header = safetensors::parse_head(head.text(), file.file_bytes(), file.path);
+        if (!header)
+            return std::unexpected(std::move(header.error()));
+        file.header = std::move(*header);
+        if (const auto expected = expected_.find(file.name); expected != expected_.end())
+            if (auto checked = apply_manifest(*expected->second, head.text(), file); !checked)
+                return checked;
+        out_.files.push_back(std::move(file));
+        return {};
+    }
+
+    Result<void> apply_manifest(const ManifestFile& expected, std::string_view head,
+                                StoredFile& file) const {
+        const auto mismatch = [&](Errc code, std::string detail) {
+            return std::unexpected(Error{.code = code,
+                                         .operation = "check header",
+                                         .file = file.path,
+                                         .detail = std::move(detail)});
+        };
+        if (expected.data_begin != file.header.data_begin ||
+            expected.head_digest != digest_of(head.substr(0, file.header.data_begin)))
+            return mismatch(Errc::checkpoint_digest_mismatch,
+                            fmt::format("{} has the digest of another header", manifest_name));
+        file.extents.resize(file.header.tensors.size());
+        std::size_t next = 0;
+        for (std::size_t i = 0; i < file.header.tensors.size(); ++i) {
+            const safetensors::TensorEntry& tensor = file.header.tensors[i];
+            if (tensor.data.empty())
+                continue;
+            if (next == expected.tensors.size())
+                return mismatch(Errc::checkpoint_bad_manifest,
+                                "it lists fewer tensors than the header");
+            file.extents[i] = expected.tensors[next++];
+            if (auto checked = check_extents(file, i); !checked)
+                return checked;
+        }
+        if (next != expected.tensors.size())
+            return mismatch(Errc::checkpoint_bad_manifest, "it lists more tensors than the header");
+        if (!out_.digests)
+            file.extents.clear();
+        return {};
+    }
+
+    // Boxes inside their tensor that tile it, each with a digest for every cell that it touches.
+    Result<void> check_extents(const StoredFile& file, std::size_t index) const {
+        const safetensors::TensorEntry& tensor = file.header.tensors[index];
+        const auto bad = [&](std::string detail) {
+            return std::unexpected(Error{.code = Errc::checkpoint_bad_manifest,
+                                         .operation = "check extents",
+                                         .file = file.path,
+                                         .tensor = tensor.name,
+                                         .detail = std::move(detail)});
+        };
+        std::vector<ChunkStorageMetadata> boxes;
+        for (const ManifestExtent& extent : file.extents[index]) {
+            ByteRange hull = file.tensor_range(index);
+            if (!extent.box.sizes.empty()) {
+                auto box = plan::FileBox::make(tensor.dtype, tensor.shape, extent.box.offsets,
+                                               extent.box.sizes);
+                if (!box)
+                    return bad(box.error().message());
+                hull = box->hull().shifted(hull.begin);
+                boxes.push_back(extent.box);
+            }
+            if (extent.digests.size() != (out_.digests ? cell_count(hull, out_.chunk_bytes) : 0))
+                return bad("the number of digests is wrong");
+        }
+        if (file.extents[index].empty() || (boxes.empty() && file.extents[index].size() != 1))
+            return bad("extents do not cover the tensor once");
+        if (!boxes.empty())
+            if (auto tiled = check_tiling(tensor.name, tensor.shape, boxes); !tiled)
+                return bad(tiled.error().message());
+        return {};
+    }
+
+    Reactor& reactor_;
+    bool strict_;
+    std::vector<Error>* findings_;
+    StoredCheckpoint out_;
+    std::map<std::string_view, const ManifestFile*> expected_;
+};
+
+} // namespace
+
+Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& path, bool strict,
+                                         std::vector<Error>* findings) {
+    return Opening(reactor, strict, findings).run(path);
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,88 @@
+#include "checkpoint/perform.hpp"
+
+#include <optional>
+
+#include <fmt/format.h>
+
+namespace safering::checkpoint {
+
+Result<Completion> perform(Reactor& reactor, Request request) {
+    Completion completion = reactor.wait(request);
+    if (completion.error)
+        return std::unexpected(to_error(request, completion));
+    return completion;
+}
+
+Result<std::vector<Completion>> perform_all(Reactor& reactor, std::vector<Request> requests) {
+    auto completions = reactor.wait_all(requests);
+    for (std::size_t i = 0; i < completions.size(); ++i)
+        if (completions[i].error)
+            return std::unexpected(to_error(requests[i], completions[i]));
+    return completions;
+}
+
+OpenFile::OpenFile(Reactor& reactor, const Completion& opened)
+    : reactor_(&reactor), descriptor_(static_cast<int>(opened.result)), status_(opened.status),
+      direct_(opened.direct) {}
+
+OpenFile::OpenFile(OpenFile&& other) noexcept
+    : reactor_(other.reactor_), descriptor_(std::exchange(other.descriptor_, -1)),
+      status_(other.status_), direct_(other.direct_) {}
+
+OpenFile& OpenFile::operator=(OpenFile&& other) noexcept {
+    std::swap(reactor_, other.reactor_);
+    std::swap(descriptor_, other.descriptor_);
+    std::swap(status_, other.status_);
+    std::swap(direct_, other.direct_);
+    return *this;
+}
+
+OpenFile::~OpenFile() {
+    // Not waited for: a destructor may run on the reactor's own thread.
+    if (descriptor_ >= 0)
+        reactor_->submit({.op = Opcode::close, .file = descriptor_}, [](const Completion&) {});
+}
+
+Result<std::vector<OpenFile>> open_all(Reactor& reactor, std::vector<Request> requests) {
+    const auto completions = reactor.wait_all(requests);
+    std::vector<OpenFile> files;
+    std::optional<Error> error;
+    for (std::size_t i = 0; i < completions.size(); ++i)
+        if (!completions[i].error)
+            files.emplace_back(reactor, completions[i]);
+        else if (!error)
+            error = to_error(requests[i], completions[i]);
+    if (error)
+        return std::unexpected(std::move(*error));
+    return files;
+}
+
+Result<std::string> read_small_file(Reactor& reactor, const std::string& path, OpenMode mode,
+                                    std::uint64_t limit_bytes) {
+    auto opened = perform(reactor, {.op = Opcode::open, .mode = mode, .path = path});
+    if (!opened)
+        return std::unexpected(std::move(opened.error()));
+    const OpenFile file(reactor, *opened);
+    if (file.status().kind != FileKind::regular)
+        return std::unexpected(
+            Error{.code = Errc::checkpoint_not_a_file, .operation = "read", .file = path});
+    if (file.status().size > limit_bytes)
+        return std::unexpected(Error{
+            .code = Errc::checkpoint_over_budget,
+            .operation = "read",
+            .file = path,
+            .detail = fmt::format("{} bytes, the limit is {}", file.status().size, limit_bytes)});
+    std::string text(file.status().size, '\0');
+    if (text.empty())
+        return text;
+    auto read = perform(reactor, {.op = Opcode::read,
+                                  .file = file.descriptor(),
+                                  .data = reinterpret_cast<std::byte*>(text.data()),
+                                  .length = text.size(),
+                                  .path = path});
+    if (!read)
+        return std::unexpected(std::move(read.error()));
+    return text;
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,253 @@
+#include "checkpoint/read_job.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <future>
+
+#include <boost/asio/post.hpp>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "checkpoint/extents.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+constexpr std::uint64_t block_bytes = 4096;
+// A gap that is cheaper to read than to skip: what a disk moves in the time of one small read.
+constexpr std::uint64_t gap_bytes = std::uint64_t{128} << 10;
+
+} // namespace
+
+ReadJob::ReadJob(Reactor& reactor, const StoredCheckpoint& checkpoint, ReadJobOptions options)
+    : CellPipeline(reactor, Opcode::read, std::move(options.progress)), checkpoint_(checkpoint),
+      options_(std::move(options)) {}
+
+// A digest covers one cell of the save, so that a load that checks must work in the same cells.
+Result<void> ReadJob::choose_chunk() {
+    const std::uint64_t buffer_bytes = std::bit_floor(reactor_.info().buffer_bytes);
+    chunk_bytes_ = buffer_bytes;
+    if (!checkpoint_.digests)
+        options_.verification = Verification::off;
+    if (options_.verification == Verification::off)
+        return {};
+    if (checkpoint_.chunk_bytes > buffer_bytes)
+        return safering::fail(
+            Errc::checkpoint_over_budget, "read data",
+            fmt::format(
+                "digests of this checkpoint cover {} bytes each, the buffers have {}: give the "
+                "reactor buffer_bytes of at least that, or turn verification off",
+                checkpoint_.chunk_bytes, buffer_bytes));
+    chunk_bytes_ = checkpoint_.chunk_bytes;
+    return {};
+}
+
+Result<std::shared_ptr<ReadJob>> ReadJob::make(Reactor& reactor, const StoredCheckpoint& checkpoint,
+                                               const LoadPlan& plan,
+                                               std::vector<MutableTensorView> destinations,
+                                               ReadJobOptions options) {
+    SAFERING_ASSERT(destinations.size() == plan.items.size());
+    std::shared_ptr<ReadJob> job(new ReadJob(reactor, checkpoint, std::move(options)));
+    job->plan_ = plan;
+    if (auto chosen = job->choose_chunk(); !chosen)
+        return std::unexpected(std::move(chosen.error()));
+    if (auto added = job->add_items(std::move(destinations)); !added)
+        return std::unexpected(std::move(added.error()));
+    return job;
+}
+
+Result<std::shared_ptr<ReadJob>> ReadJob::make_scan(Reactor& reactor,
+                                                    const StoredCheckpoint& checkpoint,
+                                                    std::size_t file, ReadJobOptions options) {
+    std::shared_ptr<ReadJob> job(new ReadJob(reactor, checkpoint, std::move(options)));
+    if (auto chosen = job->choose_chunk(); !chosen)
+        return std::unexpected(std::move(chosen.error()));
+    const StoredFile& scanned = checkpoint.files[file];
+    std::vector<std::vector<plan::FileSpan>> spans(checkpoint.files.size());
+    spans[file].push_back({{scanned.header.data_begin, scanned.file_bytes()}, 0, false});
+    job->plan_files(std::move(spans));
+    return job;
+}
+
+Result<plan::BoxCopy> ReadJob::box_copy(const Item& item) const {
+    auto copy = plan::BoxCopy::make(item.tensor->dtype, item.tensor->chunks[item.read->chunk].sizes,
+                                    item.read->storage_offsets, item.read->lengths,
+                                    item.destination.strides);
+    if (!copy)
+        copy.error().tensor = item.read->fqn;
+    return copy;
+}
+
+// Anything that the plan needs and the files do not hold is an error before the first byte is read.
+Result<void> ReadJob::add_items(std::vector<MutableTensorView> destinations) {
+    std::vector<std::vector<plan::FileSpan>> spans(checkpoint_.files.size());
+    for (std::size_t i = 0; i < plan_.items.size(); ++i) {
+        const ReadItem& read = plan_.items[i];
+        const auto bad = [&](Errc code, std::string detail) {
+            return std::unexpected(Error{.code = code,
+                                         .operation = "read data",
+                                         .file = checkpoint_.path,
+                                         .tensor = read.fqn,
+                                         .detail = std::move(detail)});
+        };
+        const auto found = checkpoint_.metadata.tensors.find(read.fqn);
+        if (found == checkpoint_.metadata.tensors.end())
+            return bad(Errc::checkpoint_tensor_missing, {});
+        const TensorStorageMetadata& tensor = found->second;
+        if (read.chunk >= tensor.chunks.size())
+            return bad(Errc::plan_out_of_bounds,
+                       fmt::format("chunk {} of {}", read.chunk, tensor.chunks.size()));
+        MutableTensorView& destination = destinations[i];
+        if (destination.dtype != tensor.dtype || destination.shape != read.lengths)
+            return bad(Errc::plan_shape_mismatch,
+                       fmt::format("the plan reads {} [{}], the destination is {} [{}]",
+                                   name(tensor.dtype), fmt::join(read.lengths, ","),
+                                   name(destination.dtype), fmt::join(destination.shape, ",")));
+        items_.push_back({&tensor, &read, std::move(destination)});
+        auto copy = box_copy(items_.back());
+        if (!copy)
+            return std::unexpected(std::move(copy.error()));
+        const StorageInfo& storage = tensor.storage[read.chunk];
+        const plan::FileBox& box = copy->file_box();
+        report_.tensor_bytes += box.bytes();
+        spans[storage.file].push_back(
+            {box.hull().shifted(storage.offset), static_cast<std::uint32_t>(i), !box.contiguous()});
+    }
+    plan_files(std::move(spans));
+    return {};
+}
+
+void ReadJob::plan_files(std::vector<std::vector<plan::FileSpan>> spans) {
+    for (std::uint32_t f = 0; f < spans.size(); ++f) {
+        auto requests = plan::RequestPlanner(chunk_bytes_).plan_reads(std::move(spans[f]));
+        if (requests.requests.empty())
+            continue;
+        const StoredFile& file = checkpoint_.files[f];
+        stored_.push_back(f);
+        files_.push_back({.path = file.path,
+                          .direct = file.file.descriptor(),
+                          .buffered = file.file.descriptor(),
+                          .file_bytes = file.file_bytes(),
+                          .plan = std::move(requests)});
+    }
+}
+
+void ReadJob::start(Handler handler) {
+    handler_ = std::move(handler);
+    boost::asio::post(reactor_.executor(), [self = std::static_pointer_cast<ReadJob>(
+                                                shared_from_this())] { self->start_cells(); });
+}
+
+Result<LoadReport> ReadJob::run() {
+    SAFERING_ASSERT(!reactor_.running_in_this_thread());
+    std::promise<Result<LoadReport>> ended;
+    start([&ended](Result<LoadReport> result) { ended.set_value(std::move(result)); });
+    return ended.get_future().get();
+}
+
+std::vector<ByteRange> ReadJob::runs_of(const File& file, const plan::CellRequest& request) const {
+    if (!request.gaps)
+        return {request.range};
+    std::vector<ByteRange> runs;
+    for (const plan::Segment& segment : file.plan.segments_of(request)) {
+        if (!segment.strided) {
+            runs.push_back(segment.range);
+            continue;
+        }
+        const Item& item = items_[segment.item];
+        const std::uint64_t begin = item.tensor->storage[item.read->chunk].offset;
+        const auto box =
+            plan::FileBox::make(item.tensor->dtype, item.tensor->chunks[item.read->chunk].sizes,
+                                item.read->storage_offsets, item.read->lengths);
+        SAFERING_ASSERT(box.has_value()); // made once already, when the items were added
+        const ByteRange window{segment.range.begin - begin, segment.range.end - begin};
+        box->for_each_run(window, [&](ByteRange run) { runs.push_back(run.shifted(begin)); });
+    }
+    return runs;
+}
+
+Result<void> ReadJob::load(Cell& cell) {
+    std::vector<ByteRange> runs = runs_of(files_[cell.file], *cell.request);
+    if (options_.verification == Verification::all)
+        for (const DigestPiece& piece : pieces_in(stored(cell), cell.request->range, chunk_bytes_))
+            runs.push_back(piece.range);
+    // Destinations may ask for the same bytes twice, and pieces overlap runs: join them.
+    std::ranges::sort(runs);
+    std::vector<ByteRange> joined;
+    for (const ByteRange run : runs)
+        if (!joined.empty() && run.begin <= joined.back().end)
+            joined.back().end = std::max(joined.back().end, run.end);
+        else
+            joined.push_back(run);
+    cell.transfers = plan::read_transfers(joined, block_bytes, gap_bytes);
+    if (!cell.transfers.empty())
+        cell.image_begin = cell.transfers.front().range.begin;
+    for (const plan::Transfer& transfer : cell.transfers)
+        report_.read_bytes +=
+            std::min(transfer.range.end, files_[cell.file].file_bytes) - transfer.range.begin;
+    return {};
+}
+
+Result<void> ReadJob::verify(const Cell& cell) {
+    const StoredFile& file = stored(cell);
+    for (const plan::Transfer& transfer : cell.transfers) {
+        for (const DigestPiece& piece : pieces_in(file, transfer.range, chunk_bytes_)) {
+            if (!transfer.range.contains(piece.range))
+                continue;
+            report_.verified_bytes += bytes_of(file, piece);
+            if (matches(file, piece, cell.buffer.data(), cell.image_begin))
+                continue;
+            Error error{.code = Errc::checkpoint_digest_mismatch,
+                        .operation = "verify",
+                        .file = file.path,
+                        .tensor = file.header.tensors[piece.tensor].name,
+                        .offset = piece.range.begin,
+                        .length = piece.range.size(),
+                        .detail =
+                            "the bytes on the disk are not those that were saved; restore the file "
+                            "from a copy"};
+            if (!options_.on_mismatch)
+                return std::unexpected(std::move(error));
+            options_.on_mismatch(std::move(error));
+        }
+    }
+    return {};
+}
+
+Result<void> ReadJob::unload(Cell& cell) {
+    if (options_.verification != Verification::off)
+        if (auto verified = verify(cell); !verified)
+            return verified;
+    if (items_.empty())
+        return {};
+    for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
+        const Item& item = items_[segment.item];
+        auto copy = box_copy(item);
+        if (!copy)
+            return std::unexpected(std::move(copy.error()));
+        const std::uint64_t begin = item.tensor->storage[item.read->chunk].offset;
+        copy->scatter(cell.buffer.data() + (segment.range.begin - cell.image_begin),
+                      item.destination.data,
+                      {segment.range.begin - begin, segment.range.end - begin});
+    }
+    return {};
+}
+
+void ReadJob::on_file_done(std::size_t) {}
+
+void ReadJob::on_idle() {
+    if (!handler_)
+        return;
+    Handler handler = std::move(handler_);
+    handler_ = nullptr;
+    if (error_) {
+        handler(std::unexpected(std::move(*error_)));
+        return;
+    }
+    report_.reactor = reactor_.info();
+    report_.notes = checkpoint_.notes;
+    handler(std::move(report_));
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,156 @@
+#include <safering/save_load.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <future>
+
+#include "checkpoint/attempt_directory.hpp"
+#include "checkpoint/perform.hpp"
+#include "checkpoint/shared_reactor.hpp"
+#include "checkpoint/write_job.hpp"
+#include "io/huge_memory.hpp"
+#include "plan/layout.hpp"
+
+namespace safering {
+
+using namespace checkpoint;
+
+namespace {
+
+// The only file of a one-file attempt, until it gets its name.
+constexpr const char* file_name = "data.safetensors";
+// Where a vector load of any kind is aligned, and what torch and numpy allocate at.
+constexpr std::uint64_t tensor_alignment = 64;
+
+Result<WriteResults> write_attempt(Reactor& reactor, const std::string& directory, SavePlan plan,
+                                   DefaultSavePlanner& planner) {
+    std::vector<TensorView> sources;
+    for (const WriteItem& item : plan.items) {
+        auto resolved = planner.resolve_data(item);
+        if (!resolved)
+            return std::unexpected(std::move(resolved.error()));
+        sources.push_back(std::move(*resolved));
+    }
+    SAFERING_ASSERT(plan.storage->directory == directory);
+    auto job = WriteJob::make(reactor, std::move(plan), std::move(sources), {.digests = false});
+    if (!job)
+        return std::unexpected(std::move(job.error()));
+    SAFERING_ASSERT(!reactor.running_in_this_thread());
+    std::promise<Result<WriteResults>> ended;
+    (*job)->start([&ended](Result<WriteResults> result) { ended.set_value(std::move(result)); });
+    return ended.get_future().get();
+}
+
+// One rename gives the durable file its name; the directory that it came from is empty then.
+Result<void> publish(Reactor& reactor, const std::string& directory, const TargetPath& target) {
+    const std::vector<Request> steps{
+        {.op = Opcode::rename,
+         .replace = true,
+         .path = join(directory, file_name),
+         .new_path = target.path},
+        {.op = Opcode::sync_directory, .path = target.parent},
+    };
+    for (const Request& step : steps)
+        if (auto done = perform(reactor, step); !done)
+            return std::unexpected(std::move(done.error()));
+    return {};
+}
+
+Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> tensors,
+                        const std::vector<std::pair<std::string, std::string>>& metadata,
+                        Reactor& reactor) {
+    std::vector<LocalTensor> locals;
+    for (const NamedTensor& tensor : tensors)
+        locals.push_back({.fqn = tensor.name, .data = tensor.data});
+    DefaultSavePlanner planner(std::move(locals));
+    auto layout = plan::plan_layout({planner.create_local_plan()}, {.metadata = metadata});
+    if (!layout)
+        return std::unexpected(std::move(layout.error()));
+    if (layout->files.empty())
+        return fail(Errc::plan_hole, "save file", "there is no tensor to save");
+    layout->files[0].file.name = file_name;
+    const TargetPath target = make_target_path(path);
+    auto file_system = reactor.file_system(target.parent);
+    if (!file_system)
+        return std::unexpected(std::move(file_system.error()));
+    const std::string attempt = make_attempt_id();
+    const std::string directory = target.attempt_directory(attempt);
+    SavePlan plan = planner.create_local_plan();
+    plan.storage = StoragePlan{.attempt = attempt,
+                               .directory = directory,
+                               .layout = FileLayout::full,
+                               .chunk_bytes = std::bit_floor(reactor.info().buffer_bytes),
+                               .files = {layout->files[0].file},
+                               .placements = layout->placements[0]};
+    if (auto made = create_attempt_directory(reactor, directory, layout->files); !made)
+        return std::unexpected(std::move(made.error()));
+    auto written = write_attempt(reactor, directory, std::move(plan), planner);
+    auto published = written ? publish(reactor, directory, target)
+                             : Result<void>(std::unexpected(std::move(written.error())));
+    auto removed = remove_attempt_directory(reactor, directory);
+    if (!published)
+        return std::unexpected(std::move(published.error()));
+    SaveReport report{.path = target.path,
+                      .attempt = attempt,
+                      .files = 1,
+                      .tensor_bytes = layout->total_size,
+                      .reactor = reactor.info(),
+                      .file_system = std::move(*file_system),
+                      .notes = remove_older_attempts(reactor, target, attempt)};
+    if (!removed)
+        report.notes.push_back(removed.error().message());
+    return report;
+}
+
+} // namespace
+
+SaveReport save_file(const std::string& path, std::span<const NamedTensor> tensors,
+                     const std::vector<std::pair<std::string, std::string>>& metadata,
+                     std::shared_ptr<Reactor> reactor) {
+    SharedReactor shared(std::move(reactor));
+    return value_or_throw(save(path, tensors, metadata, *shared.value()));
+}
+
+LoadedFile load_file(const std::string& path, std::uint64_t memory_bytes,
+                     std::shared_ptr<Reactor> reactor) {
+    HuggingFaceStorageReader reader(path, {}, std::move(reactor));
+    const Metadata metadata = value_or_throw(reader.read_metadata());
+    std::uint64_t total = 0;
+    for (const auto& [fqn, tensor] : metadata.tensors)
+        total = round_up(total, tensor_alignment) +
+                value_or_throw(byte_size(tensor.dtype, tensor.size));
+    if (memory_bytes != 0 && total > memory_bytes)
+        throw Exception({.code = Errc::checkpoint_over_budget,
+                         .operation = "load file",
+                         .file = path,
+                         .detail = std::to_string(total) + " bytes of tensors, the limit is " +
+                                   std::to_string(memory_bytes)});
+    const std::shared_ptr<std::byte> memory = value_or_throw(io::allocate_huge(total));
+    LoadedFile loaded;
+    std::vector<LocalDestination> destinations;
+    std::uint64_t at = 0;
+    for (const auto& [fqn, tensor] : metadata.tensors) {
+        at = round_up(at, tensor_alignment);
+        const MutableTensorView view{.data = memory.get() + at,
+                                     .dtype = tensor.dtype,
+                                     .shape = tensor.size,
+                                     .strides = {},
+                                     .owner = memory};
+        at += value_or_throw(byte_size(tensor.dtype, tensor.size));
+        destinations.push_back({.fqn = fqn, .data = view});
+        loaded.tensors.emplace(fqn, view);
+    }
+    DefaultLoadPlanner planner(std::move(destinations));
+    const LoadPlan plan = value_or_throw(planner.create_local_plan(metadata));
+    loaded.report = value_or_throw(reader.read_data(plan, planner));
+    // The files of one checkpoint repeat each other's; the first of a key counts.
+    for (const auto& [file, entries] : reader.file_metadata())
+        for (const auto& entry : entries)
+            if (std::ranges::find(loaded.metadata, entry.first,
+                                  &std::pair<std::string, std::string>::first) ==
+                loaded.metadata.end())
+                loaded.metadata.push_back(entry);
+    return loaded;
+}
+
+} // namespace safering

@@ -1,0 +1,163 @@
+#include <safering/storage_reader.hpp>
+
+#include <optional>
+
+#include "checkpoint/attempt.hpp"
+#include "checkpoint/job_counter.hpp"
+#include "checkpoint/read_job.hpp"
+#include "checkpoint/shared_reactor.hpp"
+#include "checkpoint/stored_checkpoint.hpp"
+
+namespace safering {
+
+using namespace checkpoint;
+
+struct HuggingFaceStorageReader::Impl {
+    SharedReactor reactor;
+    std::string path;
+    ReaderOptions options;
+    std::map<std::string, std::vector<std::pair<std::string, std::string>>> file_metadata;
+    std::optional<StoredCheckpoint> checkpoint;
+    JobCounter jobs;
+
+    ~Impl() { jobs.wait_idle(); }
+
+    Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner) {
+        if (!checkpoint)
+            return fail(Errc::plan_not_prepared, "read data", "call read_metadata first");
+        std::vector<MutableTensorView> destinations;
+        destinations.reserve(plan.items.size());
+        for (const ReadItem& item : plan.items) {
+            auto resolved = planner.resolve_tensor(item);
+            if (!resolved)
+                return std::unexpected(std::move(resolved.error()));
+            destinations.push_back(std::move(*resolved));
+        }
+        return ReadJob::make(*reactor.value(), *checkpoint, plan, std::move(destinations),
+                             {.verification = options.verification,
+                              .progress = options.progress,
+                              .on_mismatch = {}});
+    }
+};
+
+namespace {
+
+Result<void> commit_all(const LoadPlan& plan, LoadPlanner& planner) {
+    for (const ReadItem& item : plan.items)
+        if (auto committed = planner.commit_tensor(item); !committed)
+            return committed;
+    return {};
+}
+
+} // namespace
+
+HuggingFaceStorageReader::HuggingFaceStorageReader(std::string path, ReaderOptions options,
+                                                   std::shared_ptr<Reactor> reactor)
+    : impl_(std::make_unique<Impl>()) {
+    impl_->reactor = SharedReactor(std::move(reactor));
+    impl_->path = std::move(path);
+    impl_->options = std::move(options);
+}
+
+HuggingFaceStorageReader::~HuggingFaceStorageReader() = default;
+HuggingFaceStorageReader::HuggingFaceStorageReader(HuggingFaceStorageReader&&) noexcept = default;
+HuggingFaceStorageReader&
+HuggingFaceStorageReader::operator=(HuggingFaceStorageReader&&) noexcept = default;
+
+void HuggingFaceStorageReader::reset(std::string path) {
+    impl_->jobs.wait_idle();
+    impl_->checkpoint.reset();
+    impl_->file_metadata.clear();
+    if (!path.empty())
+        impl_->path = std::move(path);
+}
+
+Result<Metadata> HuggingFaceStorageReader::read_metadata() {
+    reset();
+    auto reactor = impl_->reactor.get();
+    if (!reactor)
+        return std::unexpected(std::move(reactor.error()));
+    auto opened = open_checkpoint(**reactor, impl_->path, impl_->options.strict);
+    if (!opened)
+        return std::unexpected(std::move(opened.error()));
+    for (const StoredFile& file : opened->files)
+        impl_->file_metadata.emplace(file.name, file.header.metadata);
+    impl_->checkpoint = std::move(*opened);
+    return impl_->checkpoint->metadata;
+}
+
+Result<LoadPlan> HuggingFaceStorageReader::prepare_local_plan(LoadPlan plan) const {
+    if (!impl_->checkpoint)
+        return fail(Errc::plan_not_prepared, "prepare load", "call read_metadata first");
+    const Metadata& metadata = impl_->checkpoint->metadata;
+    for (const ReadItem& item : plan.items) {
+        const auto found = metadata.tensors.find(item.fqn);
+        if (found == metadata.tensors.end() || item.chunk >= found->second.chunks.size())
+            return std::unexpected(Error{.code = Errc::checkpoint_tensor_missing,
+                                         .operation = "prepare load",
+                                         .file = impl_->path,
+                                         .tensor = item.fqn});
+    }
+    return plan;
+}
+
+Result<std::vector<LoadPlan>>
+HuggingFaceStorageReader::prepare_global_plan(std::vector<LoadPlan> plans) const {
+    for (LoadPlan& plan : plans) {
+        auto checked = prepare_local_plan(std::move(plan));
+        if (!checked)
+            return std::unexpected(std::move(checked.error()));
+        plan = std::move(*checked);
+    }
+    return plans;
+}
+
+Result<LoadReport> HuggingFaceStorageReader::read_data(const LoadPlan& plan, LoadPlanner& planner) {
+    auto job = impl_->make_job(plan, planner);
+    if (!job)
+        return std::unexpected(std::move(job.error()));
+    auto result = (*job)->run();
+    if (result)
+        if (auto committed = commit_all(plan, planner); !committed)
+            return std::unexpected(std::move(committed.error()));
+    return result;
+}
+
+void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& planner,
+                                          ReadHandler handler) {
+    auto job = impl_->make_job(plan, planner);
+    if (!job) {
+        handler(std::make_exception_ptr(Exception(std::move(job.error()))), {});
+        return;
+    }
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), plan, &planner,
+                   handler = std::move(handler)](Result<LoadReport> result) mutable {
+        if (result)
+            if (auto committed = commit_all(plan, planner); !committed)
+                result = std::unexpected(std::move(committed.error()));
+        if (result)
+            handler(nullptr, std::move(*result));
+        else
+            handler(std::make_exception_ptr(Exception(std::move(result.error()))), {});
+    });
+}
+
+boost::asio::io_context::executor_type HuggingFaceStorageReader::executor() {
+    return impl_->reactor.value()->executor();
+}
+
+std::string HuggingFaceStorageReader::metadata_path() const {
+    return join(impl_->path, std::string(index_name));
+}
+const std::string& HuggingFaceStorageReader::path() const {
+    return impl_->path;
+}
+const std::shared_ptr<Reactor>& HuggingFaceStorageReader::reactor() {
+    return impl_->reactor.value();
+}
+const std::map<std::string, std::vector<std::pair<std::string, std::string>>>&
+HuggingFaceStorageReader::file_metadata() const {
+    return impl_->file_metadata;
+}
+
+} // namespace safering

@@ -1,0 +1,333 @@
+#include <safering/storage_writer.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <set>
+
+#include <fmt/format.h>
+
+#include "checkpoint/attempt_directory.hpp"
+#include "checkpoint/commit_checkpoint.hpp"
+#include "checkpoint/index.hpp"
+#include "checkpoint/job_counter.hpp"
+#include "checkpoint/manifest_builder.hpp"
+#include "checkpoint/perform.hpp"
+#include "checkpoint/shared_reactor.hpp"
+#include "checkpoint/strict_json.hpp"
+#include "checkpoint/write_job.hpp"
+#include "plan/layout.hpp"
+
+namespace safering {
+
+using namespace checkpoint;
+
+namespace {
+
+// Between prepare_global_plan and finish, on the coordinator.
+struct Attempt {
+    std::string id;
+    std::string directory;
+    plan::Layout layout;
+    /// As they were given out.
+    std::vector<SavePlan> plans;
+};
+
+// A rank's own part of the layout, with only the files that it writes.
+StoragePlan storage_of(const Attempt& attempt, std::size_t rank, FileLayout layout,
+                       std::uint64_t chunk_bytes) {
+    StoragePlan storage{.attempt = attempt.id,
+                        .directory = attempt.directory,
+                        .layout = layout,
+                        .chunk_bytes = chunk_bytes,
+                        .files = {},
+                        .placements = attempt.layout.placements[rank]};
+    std::map<std::uint32_t, std::uint32_t> own; // index in the layout -> in storage.files
+    for (ItemPlacement& placement : storage.placements) {
+        const auto [found, inserted] =
+            own.try_emplace(placement.file, static_cast<std::uint32_t>(storage.files.size()));
+        if (inserted)
+            storage.files.push_back(attempt.layout.files[placement.file].file);
+        placement.file = found->second;
+    }
+    return storage;
+}
+
+// A full file has no place for a byte that nobody writes.
+Result<void> check_coverage(const std::vector<SavePlan>& plans) {
+    std::map<std::string_view, std::pair<const WriteItem*, std::vector<ChunkStorageMetadata>>>
+        tensors;
+    for (const SavePlan& plan : plans)
+        for (const WriteItem& item : plan.items) {
+            auto& [first, chunks] = tensors[item.fqn];
+            if (first == nullptr)
+                first = &item;
+            if (item.dtype != first->dtype || item.size != first->size)
+                return std::unexpected(
+                    Error{.code = Errc::plan_shape_mismatch,
+                          .operation = "prepare global plan",
+                          .tensor = item.fqn,
+                          .detail = fmt::format("rank {} plans another dtype or size than a rank "
+                                                "before it",
+                                                plan.rank)});
+            chunks.push_back(item.chunk);
+        }
+    for (const auto& [fqn, tensor] : tensors)
+        if (auto tiled = check_tiling(std::string(fqn), tensor.first->size, tensor.second); !tiled)
+            return tiled;
+    return {};
+}
+
+} // namespace
+
+struct HuggingFaceStorageWriter::Impl {
+    SharedReactor reactor;
+    TargetPath target;
+    std::string path;
+    WriterOptions options;
+    std::optional<Attempt> attempt;
+    FileSystemInfo file_system;
+    JobCounter jobs;
+
+    ~Impl() {
+        // Nobody is left to tell; what stays behind carries the attempt's name and is cleaned away by the
+        // next save that succeeds.
+        (void)abort();
+    }
+
+    void set_path(std::string given) {
+        path = std::move(given);
+        target = make_target_path(path);
+    }
+
+    Result<void> abort() {
+        jobs.wait_idle();
+        if (!attempt)
+            return {};
+        const std::string directory = attempt->directory;
+        attempt.reset();
+        auto running = reactor.get();
+        if (!running)
+            return std::unexpected(std::move(running.error()));
+        return remove_attempt_directory(**running, directory);
+    }
+
+    Result<void> check_parent(Reactor& running) {
+        auto status = perform(running, {.op = Opcode::stat, .path = target.parent});
+        if (!status) {
+            status.error().operation = "prepare global plan";
+            status.error().detail += "the directory that the checkpoint goes into must exist";
+            return std::unexpected(std::move(status.error()));
+        }
+        auto info = running.file_system(target.parent);
+        if (!info)
+            return std::unexpected(std::move(info.error()));
+        file_system = std::move(*info);
+        return {};
+    }
+
+    std::vector<std::string> notes() const {
+        std::vector<std::string> out;
+        if (!file_system.direct)
+            out.push_back(file_system.type + " refuses O_DIRECT; the page cache was used");
+        if (!file_system.allocate)
+            out.push_back(file_system.type + " refuses fallocate; a full disk shows late");
+        return out;
+    }
+};
+
+HuggingFaceStorageWriter::HuggingFaceStorageWriter(std::string path, WriterOptions options,
+                                                   std::shared_ptr<Reactor> reactor)
+    : impl_(std::make_unique<Impl>()) {
+    impl_->reactor = SharedReactor(std::move(reactor));
+    impl_->options = std::move(options);
+    impl_->set_path(std::move(path));
+}
+
+HuggingFaceStorageWriter::~HuggingFaceStorageWriter() = default;
+HuggingFaceStorageWriter::HuggingFaceStorageWriter(HuggingFaceStorageWriter&&) noexcept = default;
+HuggingFaceStorageWriter&
+HuggingFaceStorageWriter::operator=(HuggingFaceStorageWriter&&) noexcept = default;
+
+Result<void> HuggingFaceStorageWriter::reset(std::string path) {
+    auto aborted = impl_->abort();
+    if (!path.empty())
+        impl_->set_path(std::move(path));
+    return aborted;
+}
+
+Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) const {
+    std::set<MetadataIndex> seen;
+    for (const WriteItem& item : plan.items) {
+        const auto bad = [&](Errc code, std::string detail) {
+            return std::unexpected(
+                Error{.code = code,
+                      .operation = fmt::format("prepare local plan of rank {}", plan.rank),
+                      .tensor = item.fqn,
+                      .detail = std::move(detail)});
+        };
+        if (item.chunk.offsets.size() != item.size.size() ||
+            item.chunk.sizes.size() != item.size.size())
+            return bad(Errc::plan_shape_mismatch, "offsets, sizes and global size differ in rank");
+        for (std::size_t d = 0; d < item.size.size(); ++d)
+            if (item.chunk.offsets[d] > item.size[d] ||
+                item.chunk.sizes[d] > item.size[d] - item.chunk.offsets[d])
+                return bad(Errc::plan_out_of_bounds, fmt::format("in dimension {}", d));
+        if (!seen.insert(item.index()).second)
+            return bad(Errc::plan_duplicate_item, "this rank plans the same chunk twice");
+    }
+    return plan;
+}
+
+Result<std::vector<SavePlan>>
+HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
+    if (auto aborted = impl_->abort(); !aborted)
+        return std::unexpected(std::move(aborted.error()));
+    auto running = impl_->reactor.get();
+    if (!running)
+        return std::unexpected(std::move(running.error()));
+    Reactor& reactor = **running;
+    const WriterOptions& options = impl_->options;
+    if (plans.empty())
+        return fail(Errc::plan_not_prepared, "prepare global plan", "there is no rank's plan");
+    for (std::size_t rank = 0; rank < plans.size(); ++rank)
+        plans[rank].rank = static_cast<std::uint32_t>(rank);
+    if (options.layout == FileLayout::full)
+        if (auto covered = check_coverage(plans); !covered)
+            return std::unexpected(std::move(covered.error()));
+    auto layout = plan::plan_layout(plans, {.layout = options.layout,
+                                            .fqn_to_index_mapping = options.fqn_to_index_mapping,
+                                            .metadata = options.metadata});
+    if (!layout)
+        return std::unexpected(std::move(layout.error()));
+    if (auto checked = impl_->check_parent(reactor); !checked)
+        return std::unexpected(std::move(checked.error()));
+    Attempt attempt{
+        .id = make_attempt_id(), .directory = {}, .layout = std::move(*layout), .plans = {}};
+    attempt.directory = impl_->target.attempt_directory(attempt.id);
+    const std::uint64_t chunk_bytes = std::bit_floor(reactor.info().buffer_bytes);
+    for (std::size_t rank = 0; rank < plans.size(); ++rank)
+        plans[rank].storage = storage_of(attempt, rank, options.layout, chunk_bytes);
+    if (auto created = create_attempt_directory(reactor, attempt.directory, attempt.layout.files);
+        !created)
+        return std::unexpected(std::move(created.error()));
+    attempt.plans = plans;
+    impl_->attempt = std::move(attempt);
+    return plans;
+}
+
+void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& planner,
+                                           WriteHandler handler) {
+    const auto make_job = [&]() -> Result<std::shared_ptr<WriteJob>> {
+        std::vector<TensorView> sources;
+        sources.reserve(plan.items.size());
+        for (const WriteItem& item : plan.items) {
+            auto resolved = planner.resolve_data(item);
+            if (!resolved)
+                return std::unexpected(std::move(resolved.error()));
+            sources.push_back(std::move(*resolved));
+        }
+        return WriteJob::make(
+            *impl_->reactor.value(), plan, std::move(sources),
+            {.digests = impl_->options.digests, .progress = impl_->options.progress});
+    };
+    auto job = make_job();
+    if (!job) {
+        handler(std::make_exception_ptr(Exception(std::move(job.error()))), {});
+        return;
+    }
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs),
+                   handler = std::move(handler)](Result<WriteResults> result) mutable {
+        if (result)
+            handler(nullptr, std::move(*result));
+        else
+            handler(std::make_exception_ptr(Exception(std::move(result.error()))), {});
+    });
+}
+
+Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
+                                                    std::vector<WriteResults> results) {
+    if (!impl_->attempt)
+        return fail(Errc::plan_not_prepared, "finish",
+                    "no attempt is open: prepare_global_plan was not called, or failed");
+    const auto give_up = [&](Error error) {
+        // The first error is the one to report; a directory that stays is cleaned away later.
+        (void)impl_->abort();
+        return std::unexpected(std::move(error));
+    };
+    impl_->jobs.wait_idle();
+    Attempt& attempt = *impl_->attempt;
+    auto manifest = build_manifest(attempt.plans, attempt.layout, results);
+    if (!manifest)
+        return give_up(std::move(manifest.error()));
+    CommitInput input{.target = impl_->target,
+                      .attempt = attempt.id,
+                      .data_files = {},
+                      .manifest = {},
+                      .index = {},
+                      .stale = {}};
+    for (const plan::LayoutFile& file : attempt.layout.files)
+        input.data_files.push_back(file.file.name);
+    if (impl_->options.layout == FileLayout::full) {
+        WeightMap weight_map;
+        for (const auto& [fqn, file] : attempt.layout.weight_map)
+            weight_map.emplace(fqn, attempt.layout.files[file].file.name);
+        input.index = index_text(weight_map, attempt.layout.total_size);
+        manifest->index =
+            ManifestIndex{.file_bytes = input.index.size(), .digest = digest_of(input.index)};
+    }
+    input.manifest = to_text(*manifest);
+    Reactor& reactor = *impl_->reactor.value();
+    CommitOutcome outcome = commit_checkpoint(reactor, std::move(input));
+    SaveReport report{.path = impl_->target.path,
+                      .attempt = attempt.id,
+                      .files = attempt.layout.files.size(),
+                      .tensor_bytes = attempt.layout.total_size,
+                      .replaced = outcome.replaced,
+                      .reactor = reactor.info(),
+                      .file_system = impl_->file_system,
+                      .notes = impl_->notes()};
+    if (outcome.published)
+        impl_->attempt.reset();
+    if (outcome.error)
+        return give_up(std::move(*outcome.error));
+    std::ranges::move(outcome.notes, std::back_inserter(report.notes));
+    return report;
+}
+
+Result<void> HuggingFaceStorageWriter::abort() {
+    return impl_->abort();
+}
+
+std::string HuggingFaceStorageWriter::metadata_path() const {
+    return join(impl_->path, std::string(index_name));
+}
+const std::string& HuggingFaceStorageWriter::path() const {
+    return impl_->path;
+}
+const std::shared_ptr<Reactor>& HuggingFaceStorageWriter::reactor() {
+    return impl_->reactor.value();
+}
+boost::asio::io_context::executor_type HuggingFaceStorageWriter::executor() {
+    return impl_->reactor.value()->executor();
+}
+
+Result<std::map<std::uint32_t, std::vector<WriteItem>>>
+HuggingFaceStorageWriter::split_by_storage_plan(const FqnToIndexMapping& mapping,
+                                                std::vector<WriteItem> items) {
+    std::map<std::uint32_t, std::vector<WriteItem>> out;
+    for (WriteItem& item : items) {
+        std::uint32_t index = 1;
+        if (!mapping.empty()) {
+            const auto found = mapping.find(item.fqn);
+            if (found == mapping.end())
+                return std::unexpected(Error{.code = Errc::plan_unmapped_tensor,
+                                             .operation = "split by storage plan",
+                                             .tensor = item.fqn});
+            index = found->second;
+        }
+        out[index].push_back(std::move(item));
+    }
+    return out;
+}
+
+} // namespace safering

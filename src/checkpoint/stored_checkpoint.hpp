@@ -1,0 +1,76 @@
+// A checkpoint that was opened for reading: its files, their tables of tensors, and what the manifest says
+// about their bytes. Everything is checked that can be checked without reading tensor data.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <safering/checkpoint.hpp>
+
+#include "checkpoint/index.hpp"
+#include "checkpoint/manifest.hpp"
+#include "checkpoint/perform.hpp"
+#include "safetensors/header.hpp"
+
+namespace safering::checkpoint {
+
+struct StoredFile {
+    std::string name;
+    /// Where it is now: in the checkpoint, or still in the attempt of an unfinished switch.
+    std::string path;
+    OpenFile file;
+    safetensors::Header header;
+    /// Parallel to header.tensors (none for an empty tensor); empty where there are no digests.
+    std::vector<std::vector<ManifestExtent>> extents;
+
+    std::uint64_t file_bytes() const { return file.status().size; }
+    ByteRange tensor_range(std::size_t tensor) const {
+        return header.tensors[tensor].data.shifted(header.data_begin);
+    }
+};
+
+struct StoredCheckpoint {
+    std::string path;
+    CheckpointSource source = CheckpointSource::directory;
+    std::string attempt;
+    bool digests = false;
+    /// Of the manifest; 0 without one.
+    std::uint64_t chunk_bytes = 0;
+    std::vector<StoredFile> files;
+    Metadata metadata;
+    std::vector<std::string> notes;
+};
+
+/// Opens and checks. With `findings`, faults of single files and tensors are added to it and the rest is
+/// opened; without, the first is the Error. Blocks.
+Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& path, bool strict,
+                                         std::vector<Error>* findings = nullptr);
+
+/// Where a checkpoint's files are: names, each with its path.
+struct FileList {
+    CheckpointSource source = CheckpointSource::directory;
+    std::vector<std::pair<std::string, std::string>> files;
+    std::optional<Manifest> manifest;
+    WeightMap weight_map;
+    std::vector<std::string> notes;
+};
+/// Finishes a switch that was cut off (or reads through it, where this process may not write), then finds
+/// the files by manifest, index or name. Errors with `findings`: as above, as far as a list can be made.
+Result<FileList> list_checkpoint(Reactor& reactor, const std::string& path, bool strict,
+                                 std::vector<Error>* findings);
+
+/// Chunks of every tensor, from the files' tables and sharding infos. Pure.
+Result<Metadata> collect_metadata(const std::vector<StoredFile>& files, const FileList& list,
+                                  std::vector<Error>* findings);
+
+/// Adds to findings, or makes it the result.
+inline Result<void> report(std::vector<Error>* findings, Error error) {
+    if (findings == nullptr)
+        return std::unexpected(std::move(error));
+    findings->push_back(std::move(error));
+    return {};
+}
+
+} // namespace safering::checkpoint

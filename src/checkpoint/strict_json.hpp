@@ -1,0 +1,37 @@
+// JSON from a file that may be damaged or hostile: no duplicate key, bounded nesting, nothing after the end.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include <nlohmann/json.hpp>
+
+#include <safering/error.hpp>
+
+namespace safering::checkpoint {
+
+/// Errors: `code`, with what and where in the text. `operation` and `file` go into the error.
+Result<nlohmann::json> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
+                                         const std::string& operation, const std::string& file);
+
+/// `text` as a JSON string with its quotes. `text` must be UTF-8.
+std::string json_string(std::string_view text);
+
+/// JSON that ends in the digest of all bytes before it, so that any changed byte shows. `body` is an object
+/// without its closing brace and with at least one member: `{"a":1` becomes `{"a":1,"xxh3":"<16 hex>"}\n`.
+std::string seal_json(std::string body);
+/// Whether `text` was made by seal_json and is unchanged.
+bool is_sealed_json(std::string_view text);
+
+/// XXH3-64.
+std::uint64_t digest_of(std::string_view bytes);
+
+/// Digests of an extent, 16 hex digits each, joined.
+std::string hex_digests(const std::vector<std::uint64_t>& digests);
+/// Nothing where the text is not that.
+std::optional<std::vector<std::uint64_t>> parse_hex_digests(std::string_view text);
+
+} // namespace safering::checkpoint

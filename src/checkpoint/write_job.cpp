@@ -1,0 +1,271 @@
+#include "checkpoint/write_job.hpp"
+
+#include <algorithm>
+
+#include <boost/asio/post.hpp>
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include "checkpoint/attempt.hpp"
+#include "checkpoint/manifest.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+// Whole blocks of the page; the alignment that direct I/O wants anywhere.
+constexpr std::uint64_t block_bytes = 4096;
+// Below this a run goes through the page cache: a device takes about as long for one small direct write as
+// the copy and writeback of so many bytes.
+constexpr std::uint64_t direct_min_bytes = std::uint64_t{64} << 10;
+
+const Shape& stored_shape(const SavePlan& plan, const WriteItem& item) {
+    return plan.storage->layout == FileLayout::full ? item.size : item.chunk.sizes;
+}
+
+Shape box_offsets(const SavePlan& plan, const WriteItem& item) {
+    return plan.storage->layout == FileLayout::full ? item.chunk.offsets
+                                                    : Shape(item.chunk.sizes.size(), 0);
+}
+
+Result<void> check_source(const SavePlan& plan, std::size_t item, const TensorView& source) {
+    const WriteItem& planned = plan.items[item];
+    const auto bad = [&](std::string detail) {
+        Error error{.code = Errc::plan_shape_mismatch,
+                    .operation = fmt::format("write data of rank {}", plan.rank),
+                    .tensor = planned.fqn,
+                    .detail = std::move(detail)};
+        return std::unexpected(std::move(error));
+    };
+    if (source.dtype != planned.dtype)
+        return bad(
+            fmt::format("planned as {}, the data is {}", name(planned.dtype), name(source.dtype)));
+    if (source.shape != planned.chunk.sizes)
+        return bad(fmt::format("planned as [{}], the data is [{}]",
+                               fmt::join(planned.chunk.sizes, ","), fmt::join(source.shape, ",")));
+    if (!source.strides.empty() && source.strides.size() != source.shape.size())
+        return bad("strides and shape differ in rank");
+    if (source.data == nullptr && std::ranges::find(source.shape, 0u) == source.shape.end())
+        return bad("the data is a null pointer");
+    return {};
+}
+
+} // namespace
+
+Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, SavePlan plan,
+                                                 std::vector<TensorView> sources,
+                                                 WriteJobOptions options) {
+    SAFERING_ASSERT(sources.size() == plan.items.size());
+    if (!plan.storage || plan.storage->placements.size() != plan.items.size())
+        return safering::fail(Errc::plan_not_prepared, "write data",
+                              "the plan has no layout: pass it through prepare_global_plan first");
+    if (plan.storage->chunk_bytes > reactor.info().buffer_bytes)
+        return safering::fail(
+            Errc::plan_not_prepared, "write data",
+            fmt::format(
+                "the plan's chunks of {} bytes do not fit this rank's buffers of {}; give every "
+                "rank's reactor the same buffer_bytes",
+                plan.storage->chunk_bytes, reactor.info().buffer_bytes));
+    for (std::size_t i = 0; i < sources.size(); ++i)
+        if (auto checked = check_source(plan, i, sources[i]); !checked)
+            return std::unexpected(std::move(checked.error()));
+    std::shared_ptr<WriteJob> job(
+        new WriteJob(reactor, std::move(plan), std::move(sources), std::move(options)));
+    if (auto planned = job->plan_requests(); !planned)
+        return std::unexpected(std::move(planned.error()));
+    return job;
+}
+
+WriteJob::WriteJob(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources,
+                   WriteJobOptions options)
+    : CellPipeline(reactor, Opcode::write, std::move(options.progress)), plan_(std::move(plan)),
+      sources_(std::move(sources)), digests_(options.digests) {}
+
+Result<plan::BoxCopy> WriteJob::box_copy(std::uint32_t item) const {
+    const WriteItem& planned = plan_.items[item];
+    auto copy = plan::BoxCopy::make(planned.dtype, stored_shape(plan_, planned),
+                                    box_offsets(plan_, planned), planned.chunk.sizes,
+                                    sources_[item].strides);
+    if (!copy)
+        copy.error().tensor = planned.fqn;
+    return copy;
+}
+
+Result<void> WriteJob::plan_requests() {
+    const StoragePlan& storage = *plan_.storage;
+    results_ = {.rank = plan_.rank, .attempt = storage.attempt, .files = {}, .items = {}};
+    for (const PlannedFile& file : storage.files)
+        results_.files.push_back(file.name);
+    std::vector<std::vector<plan::FileSpan>> spans(storage.files.size());
+    first_cell_.resize(plan_.items.size());
+    results_.items.resize(plan_.items.size());
+    for (std::uint32_t i = 0; i < plan_.items.size(); ++i) {
+        const WriteItem& item = plan_.items[i];
+        const ItemPlacement& placement = storage.placements[i];
+        if (placement.file >= storage.files.size())
+            return safering::fail(Errc::plan_bad_bytes, "write data", "placement names no file");
+        auto copy = box_copy(i);
+        if (!copy)
+            return std::unexpected(std::move(copy.error()));
+        const plan::FileBox& box = copy->file_box();
+        auto length = byte_size(item.dtype, stored_shape(plan_, item));
+        if (!length)
+            return std::unexpected(std::move(length.error()));
+        const PlannedFile& file = storage.files[placement.file];
+        const ByteRange hull = box.hull().shifted(placement.tensor_begin);
+        if (hull.end > file.file_bytes || placement.tensor_begin < file.data_begin)
+            return safering::fail(
+                Errc::plan_out_of_bounds, "write data",
+                fmt::format("item of \"{}\" lies outside {}", escaped(item.fqn), file.name));
+        first_cell_[i] = hull.begin / storage.chunk_bytes;
+        results_.items[i] = {
+            .index = item.index(),
+            .size_in_bytes = box.bytes(),
+            .storage = {placement.file, placement.tensor_begin, *length},
+            .digests =
+                std::vector<std::uint64_t>(digests_ ? cell_count(hull, storage.chunk_bytes) : 0),
+        };
+        spans[placement.file].push_back({hull, i, !box.contiguous()});
+    }
+    for (std::uint32_t f = 0; f < spans.size(); ++f) {
+        auto requests = plan::RequestPlanner(storage.chunk_bytes).plan_writes(std::move(spans[f]));
+        if (!requests) {
+            requests.error().file = storage.files[f].name;
+            return std::unexpected(std::move(requests.error()));
+        }
+        if (requests->requests.empty())
+            continue;
+        planned_.push_back(f);
+        files_.push_back({.path = join(storage.directory, storage.files[f].name),
+                          .file_bytes = storage.files[f].file_bytes,
+                          .plan = std::move(*requests)});
+    }
+    return {};
+}
+
+void WriteJob::start(Handler handler) {
+    handler_ = std::move(handler);
+    boost::asio::post(reactor_.executor(), [self = std::static_pointer_cast<WriteJob>(
+                                                shared_from_this())] { self->open_files(); });
+}
+
+void WriteJob::open_files() {
+    if (files_.empty()) {
+        start_cells();
+        return;
+    }
+    auto left = std::make_shared<std::size_t>(2 * files_.size());
+    const auto opened = [this, left](int& file, const Completion& completion) {
+        if (completion.error == std::errc::no_such_file_or_directory)
+            error_ =
+                Error{.code = Errc::checkpoint_not_visible,
+                      .operation = "write data",
+                      .file = plan_.storage->directory,
+                      .detail = "the coordinator made this directory, this rank does not see it: "
+                                "all ranks must reach one file system under the same path (or the "
+                                "save was aborted meanwhile)"};
+        if (!completion.error)
+            file = static_cast<int>(completion.result);
+        if (--*left == 0)
+            start_cells();
+    };
+    for (File& file : files_) {
+        Request request{.op = Opcode::open, .mode = OpenMode::update, .path = file.path};
+        submit_other(request, file.path, [&file, opened](const Completion& completion) {
+            opened(file.buffered, completion);
+        });
+        request.caching = Caching::direct;
+        submit_other(request, file.path, [&file, opened](const Completion& completion) {
+            opened(file.direct, completion);
+        });
+    }
+}
+
+std::vector<ByteRange> WriteJob::runs_of(const File& file, const plan::CellRequest& request) const {
+    if (!request.gaps)
+        return {request.range};
+    std::vector<ByteRange> runs;
+    for (const plan::Segment& segment : file.plan.segments_of(request)) {
+        if (!segment.strided) {
+            runs.push_back(segment.range);
+            continue;
+        }
+        const std::uint64_t begin = plan_.storage->placements[segment.item].tensor_begin;
+        const WriteItem& item = plan_.items[segment.item];
+        const auto box = plan::FileBox::make(item.dtype, stored_shape(plan_, item),
+                                             box_offsets(plan_, item), item.chunk.sizes);
+        SAFERING_ASSERT(box.has_value()); // made once already, when the requests were planned
+        const ByteRange window{segment.range.begin - begin, segment.range.end - begin};
+        box->for_each_run(window, [&](ByteRange run) { runs.push_back(run.shifted(begin)); });
+    }
+    std::ranges::sort(runs);
+    return runs;
+}
+
+Result<void> WriteJob::load(Cell& cell) {
+    const File& file = files_[cell.file];
+    cell.image_begin = round_down(cell.request->range.begin, block_bytes);
+    plan::Digest digest;
+    for (const plan::Segment& segment : file.plan.segments_of(*cell.request)) {
+        auto copy = box_copy(segment.item);
+        if (!copy)
+            return std::unexpected(std::move(copy.error()));
+        const std::uint64_t begin = plan_.storage->placements[segment.item].tensor_begin;
+        digest.reset();
+        copy->gather(sources_[segment.item].data,
+                     cell.buffer.data() + (segment.range.begin - cell.image_begin),
+                     {segment.range.begin - begin, segment.range.end - begin},
+                     digests_ ? &digest : nullptr);
+        if (digests_)
+            results_.items[segment.item].digests[segment.range.begin / plan_.storage->chunk_bytes -
+                                                 first_cell_[segment.item]] = digest.value();
+    }
+    cell.transfers =
+        plan::write_transfers(runs_of(file, *cell.request), block_bytes, direct_min_bytes);
+    return {};
+}
+
+Result<void> WriteJob::unload(Cell&) {
+    return {};
+}
+
+void WriteJob::on_file_done(std::size_t index) {
+    const File& file = files_[index];
+    if (file.direct_used)
+        submit_other({.op = Opcode::fsync, .file = file.direct}, file.path);
+    if (file.buffered_used)
+        submit_other({.op = Opcode::fsync, .file = file.buffered}, file.path);
+}
+
+void WriteJob::on_idle() {
+    if (!closing_)
+        close_files();
+    else if (!delivered_)
+        deliver();
+}
+
+void WriteJob::close_files() {
+    closing_ = true;
+    bool any = false;
+    for (const File& file : files_)
+        for (const int descriptor : {file.direct, file.buffered})
+            if (descriptor >= 0) {
+                submit_other({.op = Opcode::close, .file = descriptor}, file.path);
+                any = true;
+            }
+    if (!any)
+        deliver();
+}
+
+void WriteJob::deliver() {
+    delivered_ = true;
+    sources_.clear(); // the owners' memory is free before the caller hears of it
+    Handler handler = std::move(handler_);
+    if (error_) {
+        error_->operation += fmt::format(" of rank {}", plan_.rank);
+        handler(std::unexpected(std::move(*error_)));
+    } else
+        handler(std::move(results_));
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,32 @@
+#include "io/huge_memory.hpp"
+
+#include <cerrno>
+#include <cstdint>
+
+#include <sys/mman.h>
+
+#include <safering/byte_range.hpp>
+
+namespace safering::io {
+
+Result<std::shared_ptr<std::byte>> allocate_huge(std::size_t bytes) {
+    constexpr std::size_t huge_page = std::size_t{2} << 20;
+    if (bytes == 0)
+        return std::shared_ptr<std::byte>();
+    if (bytes > SIZE_MAX - 2 * huge_page)
+        return fail(std::error_code(ENOMEM, std::system_category()), "allocate");
+    const std::size_t mapped = round_up(bytes, huge_page) + huge_page;
+    void* memory =
+        ::mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return fail(std::error_code(errno, std::system_category()), "allocate",
+                    std::to_string(bytes) + " bytes for tensors");
+    auto* aligned =
+        reinterpret_cast<std::byte*>(round_up(reinterpret_cast<std::uintptr_t>(memory), huge_page));
+    // A hint: without huge pages the memory works all the same.
+    (void)::madvise(aligned, round_up(bytes, huge_page), MADV_HUGEPAGE);
+    return std::shared_ptr<std::byte>(aligned,
+                                      [memory, mapped](std::byte*) { ::munmap(memory, mapped); });
+}
+
+} // namespace safering::io

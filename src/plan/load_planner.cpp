@@ -1,0 +1,203 @@
+#include <safering/planner.hpp>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include <fmt/format.h>
+
+#include "plan/chunk_index.hpp"
+#include "plan/text.hpp"
+#include "plan/tiling.hpp"
+
+namespace safering {
+
+namespace {
+
+using plan::in_words;
+
+std::unexpected<Error> wrong(Errc code, const char* operation, const std::string& fqn,
+                             std::string detail) {
+    auto error = fail(code, operation, std::move(detail));
+    error.error().tensor = fqn;
+    return error;
+}
+
+auto key(const LocalDestination& destination) {
+    return std::tie(destination.fqn, destination.offsets);
+}
+
+bool is_empty(const Shape& sizes) {
+    return std::ranges::find(sizes, 0u) != sizes.end();
+}
+
+bool inside(const ChunkStorageMetadata& box, const Shape& size) {
+    for (std::size_t d = 0; d < size.size(); ++d)
+        if (box.sizes[d] > size[d] || box.offsets[d] > size[d] - box.sizes[d])
+            return false;
+    return true;
+}
+
+// Stored chunks that can be relied on below: of the tensor's rank, inside it, countable.
+Result<void> check_stored(const std::string& fqn, const TensorStorageMetadata& stored) {
+    if (!plan::element_count(stored.size))
+        return wrong(
+            Errc::plan_overflow, "plan load", fqn,
+            fmt::format("stored shape {} has 2^63 elements or more", in_words(stored.size)));
+    for (const ChunkStorageMetadata& chunk : stored.chunks) {
+        if (chunk.offsets.size() != stored.size.size() || chunk.sizes.size() != stored.size.size())
+            return wrong(Errc::plan_shape_mismatch, "plan load", fqn,
+                         fmt::format("stored chunk {} has another rank than the tensor's shape {}",
+                                     in_words(chunk), in_words(stored.size)));
+        if (!inside(chunk, stored.size))
+            return wrong(Errc::plan_out_of_bounds, "plan load", fqn,
+                         fmt::format("stored chunk {} reaches outside the tensor's shape {}",
+                                     in_words(chunk), in_words(stored.size)));
+    }
+    return {};
+}
+
+Result<void> check_destination(const LocalDestination& destination,
+                               const TensorStorageMetadata& stored) {
+    if (destination.data.dtype != stored.dtype || destination.size != stored.size)
+        return wrong(Errc::plan_shape_mismatch, "plan load", destination.fqn,
+                     fmt::format("the checkpoint has {} {}, the destination is a part of {} {}",
+                                 name(stored.dtype), in_words(stored.size),
+                                 name(destination.data.dtype), in_words(destination.size)));
+    const ChunkStorageMetadata box{destination.offsets, destination.data.shape};
+    if (box.offsets.size() != stored.size.size() || box.sizes.size() != stored.size.size())
+        return wrong(Errc::plan_shape_mismatch, "plan load", destination.fqn,
+                     fmt::format("destination {} has another rank than the tensor's shape {}",
+                                 in_words(box), in_words(stored.size)));
+    if (!inside(box, stored.size))
+        return wrong(Errc::plan_out_of_bounds, "plan load", destination.fqn,
+                     fmt::format("destination {} reaches outside the tensor's shape {}",
+                                 in_words(box), in_words(stored.size)));
+    return {};
+}
+
+Shape difference(const Shape& a, const Shape& b) {
+    Shape out(a.size(), 0);
+    for (std::size_t d = 0; d < a.size(); ++d)
+        out[d] = a[d] - b[d];
+    return out;
+}
+
+// Items for all of the destination. Chunks are disjoint, so counting elements shows a part that is
+// missing.
+Result<void> add_items(const LocalDestination& destination, const TensorStorageMetadata& stored,
+                       const plan::ChunkIndex& index, std::vector<ReadItem>& items) {
+    const ChunkStorageMetadata box{destination.offsets, destination.data.shape};
+    const std::uint64_t wanted = plan::element_count(box.sizes).value_or(0);
+    std::uint64_t found = 0;
+    bool too_many = false;
+    index.for_each_in(box, [&](std::uint32_t chunk, const ChunkStorageMetadata& common) {
+        const std::uint64_t elements = plan::element_count(common.sizes).value_or(0);
+        too_many |= elements > wanted - found;
+        if (too_many)
+            return;
+        found += elements;
+        items.push_back({destination.fqn, chunk,
+                         difference(common.offsets, stored.chunks[chunk].offsets), box.offsets,
+                         difference(common.offsets, box.offsets), common.sizes});
+    });
+    if (too_many)
+        return wrong(Errc::plan_overlap, "plan load", destination.fqn,
+                     fmt::format("stored chunks overlap inside {}", in_words(box)));
+    if (found != wanted)
+        return wrong(Errc::checkpoint_incomplete, "plan load", destination.fqn,
+                     fmt::format("stored chunks hold {} of the {} elements of {}", found, wanted,
+                                 in_words(box)));
+    return {};
+}
+
+} // namespace
+
+LoadPlanner::~LoadPlanner() = default;
+
+Result<void> LoadPlanner::commit_tensor(const ReadItem&) {
+    return {};
+}
+
+DefaultLoadPlanner::DefaultLoadPlanner(std::vector<LocalDestination> tensors)
+    : tensors_(std::move(tensors)) {
+    for (LocalDestination& tensor : tensors_)
+        if (tensor.size.empty() && tensor.offsets.empty()) {
+            tensor.size = tensor.data.shape;
+            tensor.offsets.assign(tensor.size.size(), 0);
+        }
+    // Those without elements, which no item names, behind one that begins at the same place.
+    std::stable_sort(tensors_.begin(), tensors_.end(),
+                     [](const LocalDestination& a, const LocalDestination& b) {
+                         return key(a) != key(b) ? key(a) < key(b)
+                                                 : is_empty(a.data.shape) < is_empty(b.data.shape);
+                     });
+}
+
+Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata) const {
+    LoadPlan plan;
+    std::optional<plan::ChunkIndex>
+        index; // of the tensor before, as destinations are sorted by name
+    for (std::size_t t = 0; t < tensors_.size(); ++t) {
+        const LocalDestination& destination = tensors_[t];
+        const auto stored = metadata.tensors.find(destination.fqn);
+        if (stored == metadata.tensors.end())
+            return wrong(Errc::checkpoint_tensor_missing, "plan load", destination.fqn,
+                         fmt::format("it is not among the checkpoint's {} tensors",
+                                     metadata.tensors.size()));
+        const bool is_new = t == 0 || tensors_[t - 1].fqn != destination.fqn;
+        if (is_new)
+            if (auto good = check_stored(destination.fqn, stored->second); !good)
+                return std::unexpected(std::move(good.error()));
+        if (auto good = check_destination(destination, stored->second); !good)
+            return std::unexpected(std::move(good.error()));
+        if (is_new)
+            index.emplace(stored->second.size, stored->second.chunks);
+        if (is_empty(destination.data.shape))
+            continue;
+        if (!is_new && key(tensors_[t - 1]) == key(destination))
+            return wrong(Errc::plan_duplicate_item, "plan load", destination.fqn,
+                         fmt::format("two destinations begin at {}; load one and copy it",
+                                     in_words(destination.offsets)));
+        if (auto added = add_items(destination, stored->second, *index, plan.items); !added)
+            return std::unexpected(std::move(added.error()));
+    }
+    return plan;
+}
+
+Result<MutableTensorView> DefaultLoadPlanner::resolve_tensor(const ReadItem& item) {
+    const auto wanted = std::tie(item.fqn, item.dest_index);
+    const auto found =
+        std::lower_bound(tensors_.begin(), tensors_.end(), wanted,
+                         [](const LocalDestination& a, const auto& b) { return key(a) < b; });
+    const ChunkStorageMetadata box{item.dest_offsets, item.lengths};
+    const bool known = found != tensors_.end() && key(*found) == wanted;
+    if (!known || box.offsets.size() != found->data.shape.size() ||
+        box.sizes.size() != found->data.shape.size() || !inside(box, found->data.shape))
+        return wrong(Errc::plan_shape_mismatch, "resolve tensor", item.fqn,
+                     fmt::format("this rank has no destination at {} that holds {}; resolve only "
+                                 "items of the plan that this planner made",
+                                 in_words(item.dest_index), in_words(box)));
+    MutableTensorView view = found->data;
+    if (item.lengths == view.shape)
+        return view;
+    if (view.strides.empty())
+        view.strides = contiguous_strides(view.shape);
+    if (view.strides.size() != view.shape.size())
+        return wrong(Errc::plan_shape_mismatch, "resolve tensor", item.fqn,
+                     fmt::format("the destination at {} has {} strides for {} dimensions",
+                                 in_words(item.dest_index), view.strides.size(),
+                                 view.shape.size()));
+    std::int64_t elements = 0; // from the destination's first to the item's first
+    for (std::size_t d = 0; d < view.shape.size(); ++d)
+        elements += static_cast<std::int64_t>(item.dest_offsets[d]) * view.strides[d];
+    const auto width = static_cast<std::int64_t>(bits(view.dtype));
+    if (width % 8 != 0 && elements % 8 * width % 8 != 0)
+        return wrong(Errc::plan_partial_byte, "resolve tensor", item.fqn,
+                     fmt::format("{} begins inside a byte of its destination", in_words(box)));
+    view.data += width % 8 == 0 ? elements * (width / 8) : elements * width / 8;
+    view.shape = item.lengths;
+    return view;
+}
+
+} // namespace safering

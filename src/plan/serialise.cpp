@@ -1,0 +1,304 @@
+// The values that travel between ranks, as bytes. Each has a pair of functions, `put` and `take`,
+// whose lines match one for one. What `take` accepts is sound in itself: parallel lists have one
+// length, a file's index has its file.
+#include <safering/plan.hpp>
+
+#include "plan/byte_codec.hpp"
+
+namespace safering {
+
+namespace {
+
+using plan::ByteKind;
+using plan::ByteReader;
+using plan::ByteWriter;
+
+Dtype take_dtype(ByteReader& in, std::uint8_t value) {
+    if (value < dtype_count)
+        return static_cast<Dtype>(value);
+    in.refuse("unknown dtype");
+    return {};
+}
+
+// A list of things that take at least `least_bytes` each, which bounds what is reserved.
+template <typename Take>
+auto take_list(ByteReader& in, std::size_t least_bytes, Take take) {
+    std::vector<decltype(take())> list;
+    const std::size_t count = in.count(least_bytes);
+    list.reserve(count);
+    for (std::size_t i = 0; i < count && in.ok(); ++i)
+        list.push_back(take());
+    return list;
+}
+
+std::uint32_t take_file(ByteReader& in, std::size_t files) {
+    const std::uint32_t file = in.number32();
+    if (in.ok() && file >= files)
+        in.refuse("the index of a file has no file");
+    return file;
+}
+
+// An item's flags: the dtype, then one bit for a shard and one for a chunk that is the whole
+// tensor.
+constexpr unsigned shard_bit = 1 << 5, whole_bit = 1 << 6;
+static_assert(dtype_count <= shard_bit);
+
+void put(ByteWriter& out, const WriteItem& item) {
+    const bool whole =
+        item.chunk.sizes == item.size && item.chunk.offsets == Shape(item.size.size(), 0);
+    out.name(item.fqn);
+    out.byte(static_cast<std::uint8_t>(static_cast<unsigned>(item.dtype) |
+                                       (item.type == WriteItemType::shard ? shard_bit : 0) |
+                                       (whole ? whole_bit : 0)));
+    out.shape(item.size);
+    if (whole)
+        return;
+    out.shape(item.chunk.offsets);
+    out.shape(item.chunk.sizes);
+}
+
+WriteItem take_write_item(ByteReader& in) {
+    WriteItem item;
+    item.fqn = in.name();
+    const unsigned flags = in.byte();
+    item.type = (flags & shard_bit) != 0 ? WriteItemType::shard : WriteItemType::tensor;
+    item.dtype = take_dtype(in, static_cast<std::uint8_t>(flags & ~(shard_bit | whole_bit)));
+    item.size = in.shape();
+    if ((flags & whole_bit) != 0) {
+        item.chunk = {Shape(item.size.size(), 0), item.size};
+    } else {
+        item.chunk.offsets = in.shape();
+        item.chunk.sizes = in.shape();
+    }
+    return item;
+}
+
+void put(ByteWriter& out, const StoragePlan& storage) {
+    out.text(storage.attempt);
+    out.text(storage.directory);
+    out.byte(static_cast<std::uint8_t>(storage.layout));
+    out.number(storage.chunk_bytes);
+    out.number(storage.files.size());
+    for (const PlannedFile& file : storage.files) {
+        out.text(file.name);
+        out.number(file.file_bytes);
+        out.number(file.data_begin);
+    }
+    out.number(storage.placements.size());
+    for (const ItemPlacement& placement : storage.placements) {
+        out.number(placement.file);
+        out.number(placement.tensor_begin);
+    }
+}
+
+StoragePlan take_storage_plan(ByteReader& in, std::size_t items) {
+    StoragePlan storage;
+    storage.attempt = in.text();
+    storage.directory = in.text();
+    const std::uint8_t layout = in.byte();
+    if (layout > static_cast<std::uint8_t>(FileLayout::sharded))
+        in.refuse("unknown layout");
+    storage.layout = static_cast<FileLayout>(layout);
+    storage.chunk_bytes = in.number();
+    storage.files = take_list(in, 3, [&] {
+        PlannedFile file;
+        file.name = in.text();
+        file.file_bytes = in.number();
+        file.data_begin = in.number();
+        return file;
+    });
+    storage.placements = take_list(in, 2, [&] {
+        ItemPlacement placement;
+        placement.file = take_file(in, storage.files.size());
+        placement.tensor_begin = in.number();
+        return placement;
+    });
+    if (in.ok() && storage.placements.size() != items)
+        in.refuse("there are not as many places as items");
+    return storage;
+}
+
+void put(ByteWriter& out, const StorageInfo& storage) {
+    out.number(storage.file);
+    out.number(storage.offset);
+    out.number(storage.length);
+}
+
+StorageInfo take_storage_info(ByteReader& in, std::size_t files) {
+    StorageInfo storage;
+    storage.file = take_file(in, files);
+    storage.offset = in.number();
+    storage.length = in.number();
+    return storage;
+}
+
+void put(ByteWriter& out, const std::vector<std::string>& texts) {
+    out.number(texts.size());
+    for (const std::string& text : texts)
+        out.text(text);
+}
+
+std::vector<std::string> take_texts(ByteReader& in) {
+    return take_list(in, 1, [&] { return in.text(); });
+}
+
+void put(ByteWriter& out, const WriteResult& result) {
+    out.name(result.index.fqn);
+    out.shape(result.index.offset);
+    out.number(result.size_in_bytes);
+    put(out, result.storage);
+    out.number(result.digests.size());
+    for (const std::uint64_t digest : result.digests)
+        out.fixed(digest);
+}
+
+WriteResult take_write_result(ByteReader& in, std::size_t files) {
+    WriteResult result;
+    result.index.fqn = in.name();
+    result.index.offset = in.shape();
+    result.size_in_bytes = in.number();
+    result.storage = take_storage_info(in, files);
+    result.digests = take_list(in, 8, [&] { return in.fixed(); });
+    return result;
+}
+
+void put(ByteWriter& out, const TensorStorageMetadata& tensor) {
+    out.byte(static_cast<std::uint8_t>(tensor.dtype));
+    out.shape(tensor.size);
+    out.number(tensor.chunks.size());
+    for (const ChunkStorageMetadata& chunk : tensor.chunks) {
+        out.shape(chunk.offsets);
+        out.shape(chunk.sizes);
+    }
+    out.number(tensor.storage.size());
+    for (const StorageInfo& storage : tensor.storage)
+        put(out, storage);
+}
+
+TensorStorageMetadata take_tensor(ByteReader& in, std::size_t files) {
+    TensorStorageMetadata tensor;
+    tensor.dtype = take_dtype(in, in.byte());
+    tensor.size = in.shape();
+    tensor.chunks = take_list(in, 2, [&] {
+        ChunkStorageMetadata chunk;
+        chunk.offsets = in.shape();
+        chunk.sizes = in.shape();
+        return chunk;
+    });
+    tensor.storage = take_list(in, 3, [&] { return take_storage_info(in, files); });
+    if (in.ok() && !tensor.storage.empty() && tensor.storage.size() != tensor.chunks.size())
+        in.refuse("there are not as many places as chunks");
+    return tensor;
+}
+
+template <typename T>
+Result<T> finish(ByteReader& in, T value) {
+    if (auto good = in.finish(); !good)
+        return std::unexpected(std::move(good.error()));
+    return value;
+}
+
+} // namespace
+
+std::vector<std::byte> to_bytes(const SavePlan& plan) {
+    ByteWriter out(ByteKind::save_plan);
+    out.number(plan.rank);
+    out.number(plan.items.size());
+    for (const WriteItem& item : plan.items)
+        put(out, item);
+    out.byte(plan.storage ? 1 : 0);
+    if (plan.storage)
+        put(out, *plan.storage);
+    return std::move(out).finish();
+}
+
+Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes) {
+    ByteReader in(bytes, ByteKind::save_plan);
+    SavePlan plan;
+    plan.rank = in.number32();
+    plan.items = take_list(in, 3, [&] { return take_write_item(in); });
+    const std::uint8_t has_storage = in.byte();
+    if (has_storage > 1)
+        in.refuse("expected 0 or 1");
+    if (has_storage == 1)
+        plan.storage = take_storage_plan(in, plan.items.size());
+    return finish(in, std::move(plan));
+}
+
+std::vector<std::byte> to_bytes(const WriteResults& results) {
+    ByteWriter out(ByteKind::write_results);
+    out.number(results.rank);
+    out.text(results.attempt);
+    put(out, results.files);
+    out.number(results.items.size());
+    for (const WriteResult& item : results.items)
+        put(out, item);
+    return std::move(out).finish();
+}
+
+Result<WriteResults> write_results_from_bytes(std::span<const std::byte> bytes) {
+    ByteReader in(bytes, ByteKind::write_results);
+    WriteResults results;
+    results.rank = in.number32();
+    results.attempt = in.text();
+    results.files = take_texts(in);
+    results.items = take_list(in, 7, [&] { return take_write_result(in, results.files.size()); });
+    return finish(in, std::move(results));
+}
+
+std::vector<std::byte> to_bytes(const LoadPlan& plan) {
+    ByteWriter out(ByteKind::load_plan);
+    out.number(plan.items.size());
+    for (const ReadItem& item : plan.items) {
+        out.name(item.fqn);
+        out.number(item.chunk);
+        out.shape(item.storage_offsets);
+        out.shape(item.dest_index);
+        out.shape(item.dest_offsets);
+        out.shape(item.lengths);
+    }
+    return std::move(out).finish();
+}
+
+Result<LoadPlan> load_plan_from_bytes(std::span<const std::byte> bytes) {
+    ByteReader in(bytes, ByteKind::load_plan);
+    LoadPlan plan;
+    plan.items = take_list(in, 6, [&] {
+        ReadItem item;
+        item.fqn = in.name();
+        item.chunk = in.number32();
+        item.storage_offsets = in.shape();
+        item.dest_index = in.shape();
+        item.dest_offsets = in.shape();
+        item.lengths = in.shape();
+        return item;
+    });
+    return finish(in, std::move(plan));
+}
+
+std::vector<std::byte> to_bytes(const Metadata& metadata) {
+    ByteWriter out(ByteKind::metadata);
+    put(out, metadata.files);
+    out.number(metadata.tensors.size());
+    for (const auto& [fqn, tensor] : metadata.tensors) {
+        out.text(fqn);
+        put(out, tensor);
+    }
+    return std::move(out).finish();
+}
+
+Result<Metadata> metadata_from_bytes(std::span<const std::byte> bytes) {
+    ByteReader in(bytes, ByteKind::metadata);
+    Metadata metadata;
+    metadata.files = take_texts(in);
+    for (std::size_t left = in.count(5); left > 0 && in.ok(); --left) {
+        std::string fqn = in.text();
+        if (!metadata.tensors.empty() && fqn <= metadata.tensors.rbegin()->first)
+            in.refuse("names are not in order");
+        metadata.tensors.emplace_hint(metadata.tensors.end(), std::move(fqn),
+                                      take_tensor(in, metadata.files.size()));
+    }
+    return finish(in, std::move(metadata));
+}
+
+} // namespace safering

@@ -1,0 +1,219 @@
+// What does not depend on the backend: its choice, forks, misuse.
+#include <cerrno>
+#include <cstddef>
+#include <fstream>
+#include <future>
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "backends.hpp"
+#include "io/buffer_pool.hpp"
+#include "io/simulated_disk.hpp"
+#include "io/uring_backend.hpp"
+
+namespace safering::test {
+
+namespace {
+
+// Exit status of `child` run in a forked process.
+template <typename Function>
+int in_child(Function child) {
+    const pid_t process = ::fork();
+    if (process == 0)
+        ::_exit(child());
+    int status = 0;
+    EXPECT_EQ(::waitpid(process, &status, 0), process);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+void expect_forked(Reactor& reactor, std::unique_ptr<Reactor>& owner, const std::string& path) {
+    EXPECT_EQ(in_child([&] {
+                  if (reactor.wait({.op = Opcode::stat, .path = path}).error !=
+                      make_error_code(Errc::io_forked))
+                      return 1;
+                  bool called = false;
+                  reactor.submit({.op = Opcode::stat, .path = path}, [&](Completion completion) {
+                      called = completion.error == make_error_code(Errc::io_forked);
+                  });
+                  if (!called)
+                      return 2;
+                  try {
+                      reactor.async_perform({.op = Opcode::stat, .path = path}).get();
+                      return 3;
+                  } catch (const boost::system::system_error& error) {
+                      if (std::error_code(error.code()) != make_error_code(Errc::io_forked))
+                          return 4;
+                  }
+                  if (reactor.file_system(path))
+                      return 5;
+                  owner.reset();
+                  return 0;
+              }),
+              0);
+    EXPECT_FALSE(reactor.wait({.op = Opcode::stat, .path = path}).error) << "the parent goes on";
+}
+
+TEST(ReactorFork, ChildrenAreRefusedAndDoNotHang) {
+    const TemporaryDirectory directory;
+    for (const BackendChoice choice : {BackendChoice::io_uring, BackendChoice::threads}) {
+        auto reactor = value_or_throw(Reactor::create({.backend = choice}));
+        ASSERT_FALSE(reactor->wait({.op = Opcode::stat, .path = directory.path()}).error);
+        expect_forked(*reactor, reactor, directory.path());
+    }
+    const auto disk = std::make_shared<SimulatedDisk>();
+    disk->make_directory("d");
+    auto reactor = make_simulated_reactor(disk);
+    expect_forked(*reactor, reactor, "d");
+}
+
+std::string refusal(int error) {
+    boost::asio::io_context context;
+    const auto backend = make_uring_backend(
+        {}, context, [=](unsigned, io_uring*, io_uring_params*) { return -error; });
+    EXPECT_FALSE(backend);
+    EXPECT_EQ(backend.error().code, make_error_code(Errc::io_backend_unavailable));
+    return backend.error().detail;
+}
+
+TEST(RingSetup, RefusalsSayWhyAndWhatToDo) {
+    EXPECT_TRUE(refusal(EPERM).contains("Operation not permitted")) << refusal(EPERM);
+    EXPECT_TRUE(refusal(ENOSYS).contains("Function not implemented")) << refusal(ENOSYS);
+    EXPECT_TRUE(refusal(ENOMEM).contains("Cannot allocate memory")) << refusal(ENOMEM);
+    EXPECT_TRUE(refusal(EMFILE).contains("Too many open files")) << refusal(EMFILE);
+    std::ifstream file("/proc/sys/kernel/io_uring_disabled");
+    if (int disabled = 0; file >> disabled && disabled != 0)
+        GTEST_SKIP() << "io_uring is disabled here, which is the hint for every refusal";
+    EXPECT_TRUE(refusal(EPERM).contains("seccomp"));
+    EXPECT_TRUE(refusal(ENOSYS).contains("gVisor"));
+    EXPECT_TRUE(refusal(ENOMEM).contains("RLIMIT_MEMLOCK"));
+    EXPECT_TRUE(refusal(EMFILE).contains("RLIMIT_NOFILE"));
+}
+
+// The modes for older kernels, by a stand-in for a kernel that does not know the better flags.
+TEST(RingSetup, OlderKernelsGetLesserModesThatWork) {
+    const TemporaryDirectory directory;
+    for (const unsigned unknown :
+         {unsigned{IORING_SETUP_DEFER_TASKRUN},
+          unsigned{IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_COOP_TASKRUN}}) {
+        auto context = std::make_unique<boost::asio::io_context>(1);
+        boost::asio::io_context& used = *context;
+        auto backend = value_or_throw(make_uring_backend(
+            {}, used, [=](unsigned entries, io_uring* ring, io_uring_params* params) {
+                return (params->flags & unknown) != 0
+                           ? -EINVAL
+                           : io_uring_queue_init_params(entries, ring, params);
+            }));
+        const auto reactor = make_reactor(std::move(backend), {}, std::move(context), used);
+        EXPECT_EQ(reactor->info().reason,
+                  (unknown & IORING_SETUP_COOP_TASKRUN) != 0 ? "no flags" : "COOP_TASKRUN");
+        const std::string path = directory / reactor->info().reason;
+        const auto file = static_cast<int>(reactor
+                                               ->wait({.op = Opcode::open,
+                                                       .mode = OpenMode::create,
+                                                       .caching = Caching::direct,
+                                                       .path = path})
+                                               .result);
+        const Block block(4096);
+        std::vector<Request> writes(
+            100, {.op = Opcode::write, .file = file, .data = block.data(), .length = 4096});
+        for (const Completion& completion : reactor->wait_all(writes))
+            EXPECT_FALSE(completion.error);
+        EXPECT_FALSE(reactor->wait({.op = Opcode::fsync, .file = file}).error);
+        EXPECT_FALSE(reactor->wait({.op = Opcode::close, .file = file}).error);
+    }
+}
+
+#if defined(__SANITIZE_THREAD__)
+#define SAFERING_TEST_NO_THREADS_IN_CHILDREN 1
+#endif
+
+TEST(ReactorChoice, SeccompRefusalFallsBackToThreads) {
+#ifdef SAFERING_TEST_NO_THREADS_IN_CHILDREN
+    GTEST_SKIP() << "ThreadSanitizer allows no new threads in a forked child";
+#endif
+    const TemporaryDirectory directory;
+    EXPECT_EQ(
+        in_child([&] {
+            sock_filter code[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+                                  BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, __NR_io_uring_setup, 0, 1),
+                                  BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+                                  BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+            const sock_fprog program{.len = 4, .filter = code};
+            if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+                ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) != 0)
+                return 1;
+            if (Reactor::create({.backend = BackendChoice::io_uring}))
+                return 2;
+            const auto reactor = value_or_throw(Reactor::create());
+            const ReactorInfo info = reactor->info();
+            if (info.backend != BackendKind::threads ||
+                !info.reason.contains("Operation not permitted"))
+                return 3;
+            return reactor->wait({.op = Opcode::stat, .path = directory.path()}).error ? 4 : 0;
+        }),
+        0);
+}
+
+TEST(ReactorChoice, SaysWhatRuns) {
+    const auto ring = value_or_throw(
+        Reactor::create({.backend = BackendChoice::io_uring, .queue_depth = 1'000'000'000}));
+    EXPECT_FALSE(ring->info().reason.empty());
+    EXPECT_LE(ring->info().queue_depth, 65536u);
+    EXPECT_FALSE(ring->info().huge_pages);
+    const auto threads = value_or_throw(Reactor::create({.backend = BackendChoice::threads}));
+    EXPECT_EQ(threads->info().reason, "asked for");
+    EXPECT_EQ(name(threads->info().backend), "threads");
+}
+
+TEST(ReactorMisuseDeathTest, WaitingOnTheReactorsThreadIsAnAssertion) {
+    GTEST_FLAG_SET(death_test_style, "threadsafe");
+    EXPECT_DEATH(
+        {
+            const auto reactor =
+                value_or_throw(Reactor::create({.backend = BackendChoice::threads}));
+            std::promise<void> never;
+            reactor->submit({.op = Opcode::stat, .path = "/"},
+                            [&](Completion) { reactor->wait({.op = Opcode::stat, .path = "/"}); });
+            never.get_future().wait();
+        },
+        "running_in_this_thread");
+}
+
+TEST(PosixOps, OpeningAFifoDoesNotHang) {
+    const TemporaryDirectory directory;
+    ASSERT_EQ(::mkfifo((directory / "fifo").c_str(), 0600), 0);
+    const auto reactor = value_or_throw(Reactor::create());
+    const Completion opened = reactor->wait({.op = Opcode::open, .path = directory / "fifo"});
+    ASSERT_FALSE(opened.error);
+    EXPECT_EQ(opened.status.kind, FileKind::other);
+    reactor->wait({.op = Opcode::close, .file = static_cast<int>(opened.result)});
+}
+
+// tmpfs, where there is one, may refuse O_DIRECT, and its buffered descriptors must take any
+// transfer.
+TEST(PosixOps, RefusedDirectIsSaid) {
+    if (::access("/dev/shm", W_OK) != 0)
+        GTEST_SKIP() << "no /dev/shm";
+    const auto reactor = value_or_throw(Reactor::create());
+    const auto info = reactor->file_system("/dev/shm");
+    ASSERT_TRUE(info) << info.error().message();
+    const std::string path = "/dev/shm/safering.test." + std::to_string(::getpid());
+    const Completion opened = reactor->wait(
+        {.op = Opcode::open, .mode = OpenMode::create, .caching = Caching::direct, .path = path});
+    ASSERT_FALSE(opened.error);
+    EXPECT_EQ(opened.direct, info->direct);
+    const int file = static_cast<int>(opened.result);
+    EXPECT_FALSE(reactor->wait({.op = Opcode::allocate, .file = file, .length = 10000}).error);
+    EXPECT_EQ(reactor->wait({.op = Opcode::stat, .path = path}).status.size, 10000u);
+    reactor->wait_all({{.op = Opcode::unlink, .path = path}, {.op = Opcode::close, .file = file}});
+}
+
+} // namespace
+
+} // namespace safering::test
