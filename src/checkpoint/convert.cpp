@@ -56,21 +56,26 @@ Result<FqnToIndexMapping> choose_files(const Metadata& metadata, const ConvertOp
     std::uint32_t index = 1;
     std::uint64_t before = 0;
     std::uint64_t in_file = padding;
+    std::uint64_t tensors_left = metadata.tensors.size();
     for (const auto& [fqn, tensor] : metadata.tensors) {
         const std::uint64_t bytes = *byte_size(tensor.dtype, tensor.size);
+        const std::uint64_t share = bytes + header_share(fqn, tensor.size);
+        bool full = false;
         if (options.files != 0) {
-            // By where the tensor's middle falls, so that no file is left empty for lack of small ones.
+            // By where the tensor's middle falls, one file at a time, so that no number is skipped; and in
+            // time for each file that is left to get a tensor.
             const long double middle = static_cast<long double>(before) + bytes / 2.0L;
-            const auto part = static_cast<std::uint32_t>(
-                total == 0 ? 0 : middle / static_cast<long double>(total) * options.files);
-            index = std::max(index, std::min(part + 1, options.files));
+            const long double end_of_file = static_cast<long double>(total) / options.files * index;
+            full = index < options.files &&
+                   (middle >= end_of_file || tensors_left <= options.files - index);
         } else {
-            const std::uint64_t share = bytes + header_share(fqn, tensor.size);
-            if (in_file != padding && in_file + share > options.max_file_bytes)
-                ++index, in_file = padding;
-            in_file += share;
+            full = in_file + share > options.max_file_bytes;
         }
+        if (full && in_file != padding)
+            ++index, in_file = padding;
+        in_file += share;
         before += bytes;
+        --tensors_left;
         mapping.emplace(fqn, index);
     }
     return mapping;
