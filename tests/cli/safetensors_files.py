@@ -79,7 +79,7 @@ def write_sharded(directory, tensors, dimension, ranks):
     for rank in range(ranks):
         parts, offsets = {}, {}
         for name, tensor in tensors.items():
-            if dimension >= len(tensor.shape):
+            if dimension >= len(tensor.shape) or tensor.shape[dimension] == 0:
                 if rank == 0:
                     parts[name], offsets[name] = tensor, [0] * len(tensor.shape)
                 continue

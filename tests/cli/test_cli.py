@@ -140,7 +140,7 @@ class Inspect(CommandTest):
     def test_single_file(self):
         report = self.good_json("inspect", self.file())
         self.check_tensors(report)
-        self.assertEqual(report["source"], "single_file")
+        self.assertEqual(report["source"], "single file")
         self.assertEqual(report["files"][0]["metadata"], {"format": "pt"})
         self.assertEqual(report["tensors"][0]["chunks"][0]["file"], "model.safetensors")
 
@@ -305,17 +305,25 @@ class Convert(CommandTest):
             self.assertEqual({p.name: p.read_bytes() for p in source.iterdir()}, before)
 
     def test_files(self):
-        path = self.saved("--files", "3")
-        self.assertEqual(read_directory(path), TENSORS)
-        self.assertEqual(len(list(path.glob("*.safetensors"))), 3)
+        source = self.file("source.safetensors")
+        # One tensor outweighs the others together, so equal sizes cannot be had; numbers may not be skipped.
+        for wanted, files in [(1, 1), (2, 2), (3, 3), (5, 5), (9, 5)]:
+            with self.subTest(wanted=wanted):
+                path = self.directory / f"in-{wanted}"
+                self.good("convert", source, path, "--files", wanted)
+                self.assertEqual(read_directory(path), TENSORS)
+                self.assertEqual(sorted(p.name for p in path.glob("*.safetensors")),
+                                 [f"model-{i + 1:05d}-of-{files:05d}.safetensors" for i in range(files)])
 
     def test_max_file_size(self):
-        tensors = {f"t{i}": Tensor("U8", [4000]) for i in range(6)}
+        tensors = {f"t{i}": Tensor("U8", [16000]) for i in range(6)}
         write_file(self.directory / "six.safetensors", tensors)
-        # 8 kB holds two tensors and no third; 8 KiB the same; a tensor above the limit stands alone.
-        for size, files in [("8kB", 3), ("8KiB", 3), ("0.008MB", 3), ("8000", 3), ("100", 6), ("1GB", 1)]:
+        # With a padded header of 4096 bytes, two tensors make 36,096 bytes and three 52,096: 52 kB is too
+        # little for three where 52 KiB is enough. A tensor above the limit stands alone.
+        for size, files in [("52kB", 3), ("0.052 mb", 3), ("52000", 3), ("52KiB", 2), ("52Ki", 2),
+                            ("100", 6), ("1GB", 1)]:
             with self.subTest(size=size):
-                path = self.directory / f"converted-{size}"
+                path = self.directory / f"in-{size}"
                 report = self.good_json("convert", self.directory / "six.safetensors", path,
                                         "--max-file-size", size)
                 self.assertEqual(read_directory(path), tensors)

@@ -55,6 +55,6 @@ cp "$source_root/tests/install/subproject/meson.build" "$consumer" "$work/projec
 ln -s "$source_root" "$work/project/subprojects/safering"
 # Unoptimised: whether it builds and links is what is asked.
 CXX="${compiler[*]}" "$meson" setup "$work/project/build" "$work/project" --wrap-mode=nodownload \
-    --buildtype=plain -Dsafering:werror=true >&2
+    --force-fallback-for=safering --buildtype=plain -Dsafering:werror=true >&2
 "$meson" compile -C "$work/project/build" >&2
 run "$work/project/build/consumer"
