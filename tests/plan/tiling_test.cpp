@@ -93,8 +93,8 @@ RC_GTEST_PROP(Tiling, RandomPartitionsAndCorruptionsAgreeWithCounting, (std::uin
     }
 }
 
-TEST(Tiling, ManySplitDimensionsAreHalvedInstead) {
-    // 2^14 boxes of one element; 14 split dimensions have too many corners for one sort.
+TEST(Tiling, ManySplitDimensionsHaveTooManyCornersToList) {
+    // 2^14 boxes of one element and as many corners each.
     const Shape size(14, 2);
     Boxes boxes;
     oracle::for_each_index(size, [&](const Shape& at) { boxes.push_back({at, Shape(14, 1)}); });
