@@ -12,6 +12,7 @@
 #include "plan/text.hpp"
 #include "plan/tiling.hpp"
 #include "safetensors/header.hpp"
+#include "utf8.hpp"
 
 namespace safering::plan {
 
@@ -47,6 +48,16 @@ std::uint32_t largest_index(const LayoutOptions& options) {
     for (const auto& [fqn, index] : options.fqn_to_index_mapping)
         largest = std::max(largest, index);
     return largest;
+}
+
+// write_header checks names too, but after the metadata that names them in a sharded layout.
+Result<void> check_names(const ItemNames& names) {
+    for (const WriteItem* item : names.first_item)
+        if (const std::size_t at = find_invalid_utf8(item->fqn); at != std::string::npos)
+            return item_error(Errc::plan_bad_name, *item,
+                              fmt::format("expected UTF-8, found byte {:#04x} at {}",
+                                          static_cast<unsigned char>(item->fqn[at]), at));
+    return {};
 }
 
 // Every item is a box of its tensor that is whole bytes.
@@ -233,6 +244,8 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptio
     auto names = number_names(plans, "lay out checkpoint");
     if (!names)
         return std::unexpected(std::move(names.error()));
+    if (auto good = check_names(*names); !good)
+        return std::unexpected(std::move(good.error()));
     if (auto good = check_boxes(plans); !good)
         return std::unexpected(std::move(good.error()));
     if (auto good = check_duplicates(plans, *names); !good)

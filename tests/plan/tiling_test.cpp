@@ -109,6 +109,20 @@ TEST(Tiling, ManySplitDimensionsHaveTooManyCornersToList) {
         EXPECT_EQ(fault->element, boxes[815].offsets);
 }
 
+TEST(Tiling, RandomPartitionsOfManyDimensionsAgreeWithCounting) {
+    const std::uint64_t seed = std::random_device{}();
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    oracle::Random random(seed);
+    const Shape size(16, 2);
+    for (int round = 0; round < 4; ++round) {
+        Boxes boxes = oracle::random_partition(random, size, 600);
+        ASSERT_GT(boxes.size(), 80u); // so many that their corners are not listed
+        ASSERT_FALSE(find_tiling_fault(size, boxes).has_value());
+        corrupt(random, size, boxes);
+        ASSERT_TRUE(agrees(size, boxes));
+    }
+}
+
 TEST(Tiling, AMillionChunks) {
     const Shape size{4000, 1000};
     Boxes boxes;
