@@ -9,6 +9,7 @@
 
 #include "checkpoint/attempt.hpp"
 #include "io/huge_memory.hpp"
+#include "plan/box.hpp"
 #include "safetensors/header.hpp"
 
 namespace safering {
@@ -123,14 +124,17 @@ void cut(const Slice& slice, std::uint64_t limit_bytes, std::vector<Slice>& out)
     Slice second = slice;
     second.box.offsets[d] += first.box.sizes[d];
     second.box.sizes[d] -= first.box.sizes[d];
-    const auto first_bytes = byte_size(slice.dtype, first.box.sizes);
-    const auto second_bytes = byte_size(slice.dtype, second.box.sizes);
-    if (!first_bytes || !second_bytes) { // a sub-byte tensor that cannot be cut on a byte here
+    const auto box_of = [](const Slice& half) {
+        return plan::FileBox::make(half.dtype, half.size, half.box.offsets, half.box.sizes);
+    };
+    const auto first_box = box_of(first);
+    const auto second_box = box_of(second);
+    if (!first_box || !second_box) { // a sub-byte tensor that cannot be cut on a byte here
         out.push_back(slice);
         return;
     }
-    first.bytes = *first_bytes;
-    second.bytes = *second_bytes;
+    first.bytes = first_box->bytes();
+    second.bytes = second_box->bytes();
     cut(first, limit_bytes, out);
     cut(second, limit_bytes, out);
 }

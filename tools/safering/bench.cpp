@@ -25,6 +25,8 @@ struct Arguments {
     unsigned ranks = 1;
     unsigned shard_dimension = 0;
     std::uint64_t model_bytes = std::uint64_t{1} << 30;
+    /// 0: a made-up Llama.
+    std::uint64_t tensor_bytes = 0;
     unsigned repeat = 5;
 };
 
@@ -112,7 +114,10 @@ BenchReport bench(const Arguments& arguments, BackendChoice backend) {
     const ScratchDirectory scratch(arguments.directory);
     clean_up_on_signals();
 
-    const std::vector<ModelTensor> model = made_up_llama(arguments.model_bytes);
+    const std::vector<ModelTensor> model =
+        arguments.tensor_bytes == 0
+            ? made_up_llama(arguments.model_bytes)
+            : equal_tensors(arguments.model_bytes, arguments.tensor_bytes);
     Ranks ranks(model, arguments.ranks, arguments.shard_dimension);
     const std::uint64_t baseline = resident_bytes();
     ranks.start(backend);
@@ -209,6 +214,8 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action) {
         ->check(CLI::Range(0, 1))
         ->type_name("D");
     add_bytes_option(*command, "--size", arguments->model_bytes, "Size of the model (1GiB)");
+    add_bytes_option(*command, "--tensor-size", arguments->tensor_bytes,
+                     "Equal tensors of this size instead of a made-up Llama");
     command
         ->add_option("--repeat", arguments->repeat, "Runs that count, after one that does not (5)")
         ->check(CLI::Range(1, 1000))

@@ -72,6 +72,18 @@ std::vector<ModelTensor> made_up_llama(std::uint64_t bytes) {
     return model;
 }
 
+std::vector<ModelTensor> equal_tensors(std::uint64_t bytes, std::uint64_t tensor_bytes) {
+    constexpr std::uint64_t columns = 64;
+    const std::uint64_t rows = std::max<std::uint64_t>(1, tensor_bytes / (columns * element_bytes));
+    const std::uint64_t count =
+        std::max<std::uint64_t>(1, bytes / (rows * columns * element_bytes));
+    std::vector<ModelTensor> model;
+    for (std::uint64_t i = 0; i < count; ++i)
+        model.push_back({fmt::format("model.layers.{}.mlp.experts.{}.weight", i / 64, i % 64),
+                         {rows, columns}});
+    return model;
+}
+
 bool Shard::empty() const {
     return std::ranges::find(sizes, 0u) != sizes.end();
 }
