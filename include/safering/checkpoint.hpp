@@ -23,23 +23,23 @@ enum class CheckpointSource : std::uint8_t {
 SAFERING_API std::string_view name(CheckpointSource source);
 
 struct CheckpointFileInfo {
-    std::string name;
+    std::string name{};
     std::uint64_t file_bytes = 0;
     std::uint64_t data_begin = 0;
     std::uint64_t tensors = 0;
-    std::vector<std::pair<std::string, std::string>> metadata;
+    std::vector<std::pair<std::string, std::string>> metadata{};
 };
 
 struct CheckpointInfo {
-    std::string path;
+    std::string path{};
     CheckpointSource source = CheckpointSource::directory;
     /// Of the save that wrote it; empty without a manifest.
-    std::string attempt;
+    std::string attempt{};
     /// Whether the manifest holds digests of the data.
     bool digests = false;
     std::uint64_t tensor_bytes = 0;
-    std::vector<CheckpointFileInfo> files;
-    Metadata metadata;
+    std::vector<CheckpointFileInfo> files{};
+    Metadata metadata{};
 };
 
 /// Reads headers, manifest and index. Errors as HuggingFaceStorageReader::read_metadata.
@@ -48,9 +48,9 @@ SAFERING_API Result<CheckpointInfo> inspect_checkpoint(const std::string& path, 
 
 struct VerifyReport {
     /// What is wrong; empty means that everything that could be checked is right.
-    std::vector<Error> findings;
+    std::vector<Error> findings{};
     /// What could not be checked, and why.
-    std::vector<std::string> unchecked;
+    std::vector<std::string> unchecked{};
     CheckpointSource source = CheckpointSource::directory;
     std::uint64_t files = 0;
     std::uint64_t read_bytes = 0;

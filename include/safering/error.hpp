@@ -112,8 +112,7 @@ using Result = std::expected<T, Error>;
 /// Shorthand for returning an Error from a Result function.
 SAFERING_API std::unexpected<Error> fail(std::error_code code, std::string operation,
                                          std::string detail = {});
-SAFERING_API std::unexpected<Error> fail(Errc code, std::string operation,
-                                         std::string detail = {});
+SAFERING_API std::unexpected<Error> fail(Errc code, std::string operation, std::string detail = {});
 
 /// Control characters, quotes and non-UTF-8 bytes of a name from a file, made printable; long names are
 /// shortened.

@@ -19,7 +19,7 @@ namespace safering {
 
 /// Names one stored chunk: the tensor and, for a shard, the place of its first element.
 struct MetadataIndex {
-    std::string fqn;
+    std::string fqn{};
     Shape offset{};
 
     friend bool operator==(const MetadataIndex&, const MetadataIndex&) = default;
@@ -33,8 +33,8 @@ struct MetadataIndex {
 
 /// A box of a global tensor, in elements.
 struct ChunkStorageMetadata {
-    Shape offsets;
-    Shape sizes;
+    Shape offsets{};
+    Shape sizes{};
 
     friend bool operator==(const ChunkStorageMetadata&, const ChunkStorageMetadata&) = default;
 };
@@ -47,12 +47,12 @@ enum class WriteItemType : std::uint8_t {
 /// One piece of one tensor that one rank saves. For `tensor`, chunk.offsets are zeros and chunk.sizes
 /// equal size.
 struct WriteItem {
-    std::string fqn;
+    std::string fqn{};
     WriteItemType type = WriteItemType::tensor;
     Dtype dtype = Dtype::u8;
-    ChunkStorageMetadata chunk;
+    ChunkStorageMetadata chunk{};
     /// The global shape.
-    Shape size;
+    Shape size{};
 
     MetadataIndex index() const { return {fqn, chunk.offsets}; }
     friend bool operator==(const WriteItem&, const WriteItem&) = default;
@@ -60,7 +60,7 @@ struct WriteItem {
 
 /// An output file of a save.
 struct PlannedFile {
-    std::string name;
+    std::string name{};
     std::uint64_t file_bytes = 0;
     /// 8 + header length, padded; tensors start here.
     std::uint64_t data_begin = 0;
@@ -86,15 +86,15 @@ enum class FileLayout : std::uint8_t {
 /// What prepare_global_plan adds to a rank's plan, the rank's own part and nothing else.
 struct StoragePlan {
     /// 32 lower-case hex digits.
-    std::string attempt;
+    std::string attempt{};
     /// Directory that the files are written in, absolute.
-    std::string directory;
+    std::string directory{};
     FileLayout layout = FileLayout::full;
     /// Extents are cut, and digests taken, at multiples of this many bytes of the file.
     std::uint64_t chunk_bytes = 0;
-    std::vector<PlannedFile> files;
+    std::vector<PlannedFile> files{};
     /// Parallel to SavePlan::items.
-    std::vector<ItemPlacement> placements;
+    std::vector<ItemPlacement> placements{};
 
     friend bool operator==(const StoragePlan&, const StoragePlan&) = default;
 };
@@ -102,8 +102,8 @@ struct StoragePlan {
 /// What one rank saves.
 struct SavePlan {
     std::uint32_t rank = 0;
-    std::vector<WriteItem> items;
-    std::optional<StoragePlan> storage;
+    std::vector<WriteItem> items{};
+    std::optional<StoragePlan> storage{};
 
     friend bool operator==(const SavePlan&, const SavePlan&) = default;
 };
@@ -121,14 +121,14 @@ struct StorageInfo {
 
 /// One item, written and durable.
 struct WriteResult {
-    MetadataIndex index;
+    MetadataIndex index{};
     /// Bytes of the item.
     std::uint64_t size_in_bytes = 0;
     /// The stored tensor that holds the item.
-    StorageInfo storage;
+    StorageInfo storage{};
     /// XXH3-64 of the item's bytes in file order, one for each multiple of chunk_bytes of the file that
     /// the item's span touches; empty where digests are off.
-    std::vector<std::uint64_t> digests;
+    std::vector<std::uint64_t> digests{};
 
     friend bool operator==(const WriteResult&, const WriteResult&) = default;
 };
@@ -136,9 +136,9 @@ struct WriteResult {
 /// What one rank did: its items in plan order.
 struct WriteResults {
     std::uint32_t rank = 0;
-    std::string attempt;
-    std::vector<std::string> files;
-    std::vector<WriteResult> items;
+    std::string attempt{};
+    std::vector<std::string> files{};
+    std::vector<WriteResult> items{};
 
     friend bool operator==(const WriteResults&, const WriteResults&) = default;
 };
@@ -146,11 +146,11 @@ struct WriteResults {
 struct TensorStorageMetadata {
     Dtype dtype = Dtype::u8;
     /// The global shape.
-    Shape size;
+    Shape size{};
     /// Disjoint boxes that cover the tensor.
-    std::vector<ChunkStorageMetadata> chunks;
+    std::vector<ChunkStorageMetadata> chunks{};
     /// Parallel to chunks. Empty in the metadata of a save that has not been written.
-    std::vector<StorageInfo> storage;
+    std::vector<StorageInfo> storage{};
 
     friend bool operator==(const TensorStorageMetadata&, const TensorStorageMetadata&) = default;
 };
@@ -158,31 +158,31 @@ struct TensorStorageMetadata {
 /// What a checkpoint holds.
 struct Metadata {
     /// By name; std::map, so that iteration has one order on every rank.
-    std::map<std::string, TensorStorageMetadata, std::less<>> tensors;
+    std::map<std::string, TensorStorageMetadata, std::less<>> tensors{};
     /// Absolute paths; empty in the metadata of a save that has not been written.
-    std::vector<std::string> files;
+    std::vector<std::string> files{};
 
     friend bool operator==(const Metadata&, const Metadata&) = default;
 };
 
 /// A box of a stored chunk and where it goes in a destination.
 struct ReadItem {
-    std::string fqn;
+    std::string fqn{};
     /// The stored chunk: index into TensorStorageMetadata::chunks.
     std::uint32_t chunk = 0;
     /// Offsets in the stored chunk, in elements.
-    Shape storage_offsets;
+    Shape storage_offsets{};
     /// Which of the rank's destinations of this fqn: the place of its first element in the global tensor.
-    Shape dest_index;
+    Shape dest_index{};
     /// Offsets in that destination, in elements.
-    Shape dest_offsets;
-    Shape lengths;
+    Shape dest_offsets{};
+    Shape lengths{};
 
     friend bool operator==(const ReadItem&, const ReadItem&) = default;
 };
 
 struct LoadPlan {
-    std::vector<ReadItem> items;
+    std::vector<ReadItem> items{};
 
     friend bool operator==(const LoadPlan&, const LoadPlan&) = default;
 };

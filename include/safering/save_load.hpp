@@ -19,9 +19,10 @@ struct NamedTensor {
 };
 
 /// Writes `path` (any name; its directory must exist). Throws Exception. Blocks.
-SAFERING_API SaveReport save_file(const std::string& path, std::span<const NamedTensor> tensors,
-                                  const std::vector<std::pair<std::string, std::string>>& metadata = {},
-                                  std::shared_ptr<Reactor> reactor = nullptr);
+SAFERING_API SaveReport
+save_file(const std::string& path, std::span<const NamedTensor> tensors,
+          const std::vector<std::pair<std::string, std::string>>& metadata = {},
+          std::shared_ptr<Reactor> reactor = nullptr);
 
 struct LoadedFile {
     /// Contiguous; each view's owner keeps the memory of all alive.

@@ -107,9 +107,10 @@ class SAFERING_API HuggingFaceStorageReader {
             auto work = boost::asio::make_work_guard(executor);
             reader->start_read(
                 *plan, *planner,
-                [handler = std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
-                 executor, work = std::move(work)](std::exception_ptr error,
-                                                   LoadReport report) mutable {
+                [handler =
+                     std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
+                 executor,
+                 work = std::move(work)](std::exception_ptr error, LoadReport report) mutable {
                     boost::asio::post(executor, [handler = std::move(handler), error,
                                                  report = std::move(report)]() mutable {
                         std::move(handler)(error, std::move(report));

@@ -131,9 +131,10 @@ class SAFERING_API HuggingFaceStorageWriter {
             auto work = boost::asio::make_work_guard(executor);
             writer->start_write(
                 *plan, *planner,
-                [handler = std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
-                 executor, work = std::move(work)](std::exception_ptr error,
-                                                   WriteResults results) mutable {
+                [handler =
+                     std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
+                 executor,
+                 work = std::move(work)](std::exception_ptr error, WriteResults results) mutable {
                     boost::asio::post(executor, [handler = std::move(handler), error,
                                                  results = std::move(results)]() mutable {
                         std::move(handler)(error, std::move(results));

@@ -87,54 +87,49 @@ RedoSwitch::RedoSwitch(TargetPath target, RedoRecord record)
       attempt_directory_(target_.attempt_directory(record_.attempt)) {}
 
 std::vector<Request> RedoSwitch::step() {
-    const auto sync_target = Request{.op = Opcode::sync_directory, .path = target_.path};
+    const Request sync_target{.op = Opcode::sync_directory, .path = target_.path};
+    if (phase_ == Phase::move && moved_ == record_.move.size())
+        phase_ = Phase::sync_moved;
+    if (phase_ == Phase::unlink_stale && record_.remove.empty())
+        phase_ = Phase::unlink_redo; // nothing has changed since the last sync
     switch (phase_) {
-    case 0: // one at a time: their order is a promise to readers that go by file names
-        if (moved_ < record_.move.size())
-            return {Request{.op = Opcode::rename,
-                            .replace = true,
-                            .path = join(attempt_directory_, record_.move[moved_]),
-                            .new_path = join(target_.path, record_.move[moved_])}};
-        phase_ = 1;
-        [[fallthrough]];
-    case 1:
-        return {sync_target};
-    case 2: {
+    case Phase::move: // one at a time: their order is a promise to readers that go by file names
+        return {{.op = Opcode::rename,
+                 .replace = true,
+                 .path = join(attempt_directory_, record_.move[moved_]),
+                 .new_path = join(target_.path, record_.move[moved_])}};
+    case Phase::sync_moved:
+        return {{.op = Opcode::sync_directory, .path = attempt_directory_}, sync_target};
+    case Phase::unlink_stale: {
         std::vector<Request> batch;
         for (const std::string& name : record_.remove)
             batch.push_back({.op = Opcode::unlink, .path = join(target_.path, name)});
-        if (!batch.empty())
-            return batch;
-        phase_ = 4; // nothing was unlinked since the last sync
-        return step();
+        return batch;
     }
-    case 3:
-        return {sync_target};
-    case 4:
+    case Phase::sync_unlinked: return {sync_target};
+    case Phase::unlink_redo:
         return {{.op = Opcode::unlink, .path = join(target_.path, std::string(redo_name))}};
-    case 5:
-        return {sync_target};
-    case 6:
+    case Phase::sync_target: return {sync_target};
+    case Phase::remove_attempt:
         return {{.op = Opcode::remove_directory, .path = attempt_directory_}};
-    case 7:
-        return {{.op = Opcode::sync_directory, .path = target_.parent}};
-    default:
-        return {};
+    case Phase::sync_parent: return {{.op = Opcode::sync_directory, .path = target_.parent}};
+    case Phase::done: break;
     }
+    return {};
 }
 
 void RedoSwitch::advance(std::span<const Completion>) {
-    if (phase_ == 0)
+    if (phase_ == Phase::move)
         ++moved_;
     else
-        ++phase_;
+        phase_ = static_cast<Phase>(static_cast<int>(phase_) + 1);
 }
 
 bool RedoSwitch::tolerated(const Request& request, const Completion& completion) const {
     // Done already, by an earlier try or by somebody else who finishes this switch at the same time.
-    return (request.op == Opcode::rename || request.op == Opcode::unlink ||
-            request.op == Opcode::remove_directory) &&
-           failed_with(completion, std::errc::no_such_file_or_directory);
+    const bool may_be_gone = request.op == Opcode::rename || request.op == Opcode::unlink ||
+                             request.path == attempt_directory_;
+    return may_be_gone && failed_with(completion, std::errc::no_such_file_or_directory);
 }
 
 MetadataCommit::MetadataCommit(CommitInput input)
@@ -190,10 +185,11 @@ std::vector<Request> MetadataCommit::step() {
                      .new_path = join(input_.target.path, redo)}};
         return {{.op = Opcode::rename, .path = attempt_directory_, .new_path = input_.target.path}};
     case Phase::sync_publish:
-        return {{.op = Opcode::sync_directory,
-                 .path = input_.target_present ? input_.target.path : input_.target.parent}};
-    case Phase::done:
-        break;
+        if (!input_.target_present)
+            return {{.op = Opcode::sync_directory, .path = input_.target.parent}};
+        return {{.op = Opcode::sync_directory, .path = attempt_directory_},
+                {.op = Opcode::sync_directory, .path = input_.target.path}};
+    case Phase::done: break;
     }
     return {};
 }

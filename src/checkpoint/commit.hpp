@@ -6,12 +6,13 @@
 //   2 fsync directory A; fsync the parent (A's own name)
 //   target absent                                target present
 //   3 rename A -> target, never replacing        3 rename A/redo -> target/redo
-//   4 fsync the parent        <- COMMITTED ->    4 fsync the target directory
+//   4 fsync the parent        <- COMMITTED ->    4 fsync A and the target directory
 //                                                5 rename A/f -> target/f: data, then manifest, then index
-//                                                6 fsync the target directory
+//                                                6 fsync A and the target directory
 //                                                7 unlink what the replaced checkpoint alone had
 //                                                8 fsync the target, unlink the redo record, fsync the target
 //                                                9 remove A, fsync the parent
+// A rename across directories counts as durable when both are: POSIX promises no more, whatever journals do.
 // A crash before the commit point leaves the old checkpoint (or none) and a stale A. After it, our reader
 // sees the redo record and takes each file from A while it is still there, from the target once it has moved;
 // whoever may write finishes steps 5 to 9 first. Each of those may be repeated from the start. Files that
@@ -81,11 +82,23 @@ class RedoSwitch final : public StepMachine {
     bool tolerated(const Request& request, const Completion& completion) const override;
 
   private:
+    enum class Phase {
+        move,
+        sync_moved,
+        unlink_stale,
+        sync_unlinked,
+        unlink_redo,
+        sync_target,
+        remove_attempt,
+        sync_parent,
+        done
+    };
+
     TargetPath target_;
     RedoRecord record_;
     std::string attempt_directory_;
     std::size_t moved_ = 0;
-    unsigned phase_ = 0;
+    Phase phase_ = Phase::move;
 };
 
 struct CommitInput {

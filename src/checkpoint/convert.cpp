@@ -38,46 +38,69 @@ std::uint64_t header_share(const std::string& fqn, const Shape& size) {
     return 2 * fqn.size() + 96 + 21 * size.size();
 }
 
-// Contiguous runs of tensors in name order: layers stay together, and sizes come out about equal.
+// Cuts a list of sizes into `files` contiguous parts of about equal bytes, none of them empty while there
+// are tensors enough: the 1-based part of each.
+std::vector<std::uint32_t> equal_parts(const std::vector<std::uint64_t>& sizes,
+                                       std::uint32_t files) {
+    std::uint64_t rest = 0; // bytes of this part and all later ones
+    for (const std::uint64_t size : sizes)
+        rest += size;
+    std::vector<std::uint32_t> parts;
+    std::uint32_t part = 1;
+    std::uint64_t in_part = 0;
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+        const std::uint64_t files_left = files - part + 1;
+        const bool started = !parts.empty() && parts.back() == part;
+        const bool full = in_part + sizes[i] / 2 >= rest / files_left;
+        const bool each_needs_its_own = sizes.size() - i < files_left;
+        if (started && part < files && (full || each_needs_its_own)) {
+            rest -= in_part;
+            in_part = 0;
+            ++part;
+        }
+        in_part += sizes[i];
+        parts.push_back(part);
+    }
+    return parts;
+}
+
+// As many contiguous parts as it takes to keep each below the limit, a larger tensor alone.
+std::vector<std::uint32_t> limited_parts(const std::vector<std::uint64_t>& sizes,
+                                         std::uint64_t limit_bytes) {
+    std::vector<std::uint32_t> parts;
+    std::uint32_t part = 1;
+    std::uint64_t in_part = 0;
+    for (const std::uint64_t size : sizes) {
+        if (in_part != 0 && in_part + size > limit_bytes)
+            ++part, in_part = 0;
+        in_part += size;
+        parts.push_back(part);
+    }
+    return parts;
+}
+
+// Runs of tensors in name order, so that layers stay together.
 Result<FqnToIndexMapping> choose_files(const Metadata& metadata, const ConvertOptions& options) {
     if (options.files != 0 && options.max_file_bytes != 0)
         return fail(Errc::plan_shape_mismatch, "convert", "give files or max_file_bytes, not both");
     FqnToIndexMapping mapping;
     if (options.files == 0 && options.max_file_bytes == 0)
         return mapping;
-    std::uint64_t total = 0;
+    std::vector<std::uint64_t> sizes;
     for (const auto& [fqn, tensor] : metadata.tensors) {
         auto bytes = byte_size(tensor.dtype, tensor.size);
         if (!bytes)
             return std::unexpected(std::move(bytes.error()));
-        total += *bytes;
+        sizes.push_back(*bytes + header_share(fqn, tensor.size));
     }
-    constexpr std::uint64_t padding = 4096;
-    std::uint32_t index = 1;
-    std::uint64_t before = 0;
-    std::uint64_t in_file = padding;
-    std::uint64_t tensors_left = metadata.tensors.size();
-    for (const auto& [fqn, tensor] : metadata.tensors) {
-        const std::uint64_t bytes = *byte_size(tensor.dtype, tensor.size);
-        const std::uint64_t share = bytes + header_share(fqn, tensor.size);
-        bool full = false;
-        if (options.files != 0) {
-            // By where the tensor's middle falls, one file at a time, so that no number is skipped; and in
-            // time for each file that is left to get a tensor.
-            const long double middle = static_cast<long double>(before) + bytes / 2.0L;
-            const long double end_of_file = static_cast<long double>(total) / options.files * index;
-            full = index < options.files &&
-                   (middle >= end_of_file || tensors_left <= options.files - index);
-        } else {
-            full = in_file + share > options.max_file_bytes;
-        }
-        if (full && in_file != padding)
-            ++index, in_file = padding;
-        in_file += share;
-        before += bytes;
-        --tensors_left;
-        mapping.emplace(fqn, index);
-    }
+    constexpr std::uint64_t padding = 4096; // of the header
+    const auto parts = options.files != 0
+                           ? equal_parts(sizes, options.files)
+                           : limited_parts(sizes, options.max_file_bytes -
+                                                      std::min(options.max_file_bytes, padding));
+    auto part = parts.begin();
+    for (const auto& [fqn, tensor] : metadata.tensors)
+        mapping.emplace(fqn, *part++);
     return mapping;
 }
 
@@ -187,7 +210,7 @@ common_metadata(const HuggingFaceStorageReader& reader) {
     return out;
 }
 
-Result<std::vector<SavePlan>> plan_windows(const std::vector<Window>& windows) {
+std::vector<SavePlan> plan_windows(const std::vector<Window>& windows) {
     std::vector<SavePlan> plans;
     for (const Window& window : windows) {
         SavePlan plan{.rank = static_cast<std::uint32_t>(plans.size()), .items = {}, .storage = {}};
@@ -226,8 +249,7 @@ Result<SaveReport> convert_checkpoint(const std::string& source, const std::stri
     HuggingFaceStorageWriter writer(
         destination, {.fqn_to_index_mapping = *mapping, .metadata = common_metadata(reader)},
         shared);
-    auto planned = plan_windows(*windows);
-    auto plans = writer.prepare_global_plan(std::move(*planned));
+    auto plans = writer.prepare_global_plan(plan_windows(*windows));
     if (!plans)
         return std::unexpected(std::move(plans.error()));
 

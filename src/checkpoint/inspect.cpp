@@ -8,14 +8,10 @@ using namespace checkpoint;
 
 std::string_view name(CheckpointSource source) {
     switch (source) {
-    case CheckpointSource::single_file:
-        return "single file";
-    case CheckpointSource::manifest:
-        return "manifest";
-    case CheckpointSource::index:
-        return "index";
-    case CheckpointSource::directory:
-        return "directory";
+    case CheckpointSource::single_file: return "single file";
+    case CheckpointSource::manifest: return "manifest";
+    case CheckpointSource::index: return "index";
+    case CheckpointSource::directory: return "directory";
     }
     return "unknown";
 }

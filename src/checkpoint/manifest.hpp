@@ -25,26 +25,26 @@ namespace safering::checkpoint {
 
 /// One item of a tensor. Empty offsets and sizes: the whole tensor.
 struct ManifestExtent {
-    ChunkStorageMetadata box;
-    std::vector<std::uint64_t> digests;
+    ChunkStorageMetadata box{};
+    std::vector<std::uint64_t> digests{};
 
     friend bool operator==(const ManifestExtent&, const ManifestExtent&) = default;
 };
 
 struct ManifestFile {
-    std::string name;
+    std::string name{};
     std::uint64_t file_bytes = 0;
     std::uint64_t data_begin = 0;
     std::uint64_t head_digest = 0;
     /// A list of extents for each tensor that is not empty, in offset order.
-    std::vector<std::vector<ManifestExtent>> tensors;
+    std::vector<std::vector<ManifestExtent>> tensors{};
 
     friend bool operator==(const ManifestFile&, const ManifestFile&) = default;
 };
 
 struct ManifestTensor {
     Dtype dtype = Dtype::u8;
-    Shape size;
+    Shape size{};
 
     friend bool operator==(const ManifestTensor&, const ManifestTensor&) = default;
 };
@@ -57,14 +57,14 @@ struct ManifestIndex {
 };
 
 struct Manifest {
-    std::string attempt;
+    std::string attempt{};
     FileLayout layout = FileLayout::full;
     bool digests = true;
     std::uint64_t chunk_bytes = 0;
-    std::vector<ManifestFile> files;
+    std::vector<ManifestFile> files{};
     /// By name; of a sharded layout only.
-    std::map<std::string, ManifestTensor, std::less<>> tensors;
-    std::optional<ManifestIndex> index;
+    std::map<std::string, ManifestTensor, std::less<>> tensors{};
+    std::optional<ManifestIndex> index{};
 
     friend bool operator==(const Manifest&, const Manifest&) = default;
 };

@@ -10,6 +10,7 @@
 #include "checkpoint/write_job.hpp"
 #include "io/huge_memory.hpp"
 #include "plan/layout.hpp"
+#include "safetensors/header.hpp"
 
 namespace safering {
 
@@ -48,6 +49,8 @@ Result<void> publish(Reactor& reactor, const std::string& directory, const Targe
          .replace = true,
          .path = join(directory, file_name),
          .new_path = target.path},
+        // A rename across directories is durable when both are.
+        {.op = Opcode::sync_directory, .path = directory},
         {.op = Opcode::sync_directory, .path = target.parent},
     };
     for (const Request& step : steps)
@@ -66,8 +69,12 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
     auto layout = plan::plan_layout({planner.create_local_plan()}, {.metadata = metadata});
     if (!layout)
         return std::unexpected(std::move(layout.error()));
-    if (layout->files.empty())
-        return fail(Errc::plan_hole, "save file", "there is no tensor to save");
+    if (layout->files.empty()) {
+        auto head = safetensors::write_header({}, metadata);
+        if (!head)
+            return std::unexpected(std::move(head.error()));
+        layout->files.push_back({.file = {file_name, head->size(), head->size()}, .head = *head});
+    }
     layout->files[0].file.name = file_name;
     const TargetPath target = make_target_path(path);
     auto file_system = reactor.file_system(target.parent);

@@ -3,7 +3,6 @@
 #include "plan/layout.hpp"
 
 #include <algorithm>
-#include <unordered_map>
 
 #include <fmt/format.h>
 
@@ -13,6 +12,7 @@
 #include "plan/text.hpp"
 #include "plan/tiling.hpp"
 #include "safetensors/header.hpp"
+#include "utf8.hpp"
 
 namespace safering::plan {
 
@@ -23,7 +23,7 @@ constexpr std::uint32_t none = ~std::uint32_t{0};
 struct StoredTensor {
     const WriteItem* item; // the first of the tensor, or the chunk itself
     std::uint32_t file = none;
-    std::uint64_t begin = 0; // in the data section
+    std::uint64_t begin = 0; // in the file
 };
 
 // Shard number (0 in a full layout), then index: the order of the files.
@@ -48,6 +48,16 @@ std::uint32_t largest_index(const LayoutOptions& options) {
     for (const auto& [fqn, index] : options.fqn_to_index_mapping)
         largest = std::max(largest, index);
     return largest;
+}
+
+// write_header checks names too, but after the metadata that names them in a sharded layout.
+Result<void> check_names(const ItemNames& names) {
+    for (const WriteItem* item : names.first_item)
+        if (const std::size_t at = find_invalid_utf8(item->fqn); at != std::string::npos)
+            return item_error(Errc::plan_bad_name, *item,
+                              fmt::format("expected UTF-8, found byte {:#04x} at {}",
+                                          static_cast<unsigned char>(item->fqn[at]), at));
+    return {};
 }
 
 // Every item is a box of its tensor that is whole bytes.
@@ -99,8 +109,8 @@ Result<std::vector<std::uint32_t>> map_names(const ItemNames& names, const Layou
     const bool unmapped = options.fqn_to_index_mapping.empty();
     std::vector<std::uint32_t> index_of(names.first_item.size(), unmapped ? 1 : none);
     for (const auto& [fqn, index] : options.fqn_to_index_mapping)
-        if (const auto at = names.number_of.find(fqn); at != names.number_of.end())
-            index_of[at->second] = index;
+        if (const std::uint32_t number = names.find(fqn); number != ItemNames::none)
+            index_of[number] = index;
     for (std::size_t n = 0; n < index_of.size(); ++n)
         if (index_of[n] == none)
             return item_error(Errc::plan_unmapped_tensor, *names.first_item[n],
@@ -162,14 +172,13 @@ Draft draft_sharded(const std::vector<SavePlan>& plans, const ItemNames& names,
 }
 
 std::vector<std::pair<std::string, std::string>>
-file_metadata(const LayoutOptions& options, const std::vector<safetensors::TensorEntry>& tensors,
-              const std::unordered_map<std::string_view, StoredTensor*>& stored) {
+file_metadata(const LayoutOptions& options, const std::vector<StoredTensor*>& stored) {
     std::map<std::string, std::string> entries(options.metadata.begin(), options.metadata.end());
     entries.try_emplace("format", "pt");
     if (options.layout == FileLayout::sharded) {
         ShardingInfo info;
-        for (const safetensors::TensorEntry& tensor : tensors)
-            info.add(tensor.name, stored.at(tensor.name)->item->chunk.offsets);
+        for (const StoredTensor* one : stored)
+            info.add(one->item->fqn, one->item->chunk.offsets);
         entries["DCP_SHARDING_INFO"] = std::move(info).text();
         entries["DCP_VERSION"] = "1.0";
     }
@@ -180,31 +189,29 @@ file_metadata(const LayoutOptions& options, const std::vector<safetensors::Tenso
 Result<LayoutFile> lay_out_file(std::string file_name, const std::vector<StoredTensor*>& stored,
                                 const LayoutOptions& options) {
     std::vector<safetensors::TensorEntry> tensors;
-    std::unordered_map<std::string_view, StoredTensor*> by_name;
     tensors.reserve(stored.size());
-    by_name.reserve(stored.size());
-    for (StoredTensor* one : stored) {
+    for (const StoredTensor* one : stored) {
         const WriteItem& item = *one->item;
         tensors.push_back(
             {.name = item.fqn,
              .dtype = item.dtype,
              .shape = options.layout == FileLayout::full ? item.size : item.chunk.sizes,
              .data = {}});
-        by_name.emplace(item.fqn, one);
     }
     const auto wrong = [&](Error error) {
         error.file = file_name;
         return std::unexpected(std::move(error));
     };
-    if (auto assigned = safetensors::assign_offsets(tensors); !assigned)
+    std::vector<std::uint32_t> origin;
+    if (auto assigned = safetensors::assign_offsets(tensors, &origin); !assigned)
         return wrong(std::move(assigned.error()));
-    auto head = safetensors::write_header(tensors, file_metadata(options, tensors, by_name),
+    auto head = safetensors::write_header(tensors, file_metadata(options, stored),
                                           options.header_alignment);
     if (!head)
         return wrong(std::move(head.error()));
-    for (const safetensors::TensorEntry& tensor : tensors)
-        by_name.at(tensor.name)->begin = tensor.data.begin;
     const std::uint64_t data_begin = head->size();
+    for (std::size_t t = 0; t < tensors.size(); ++t)
+        stored[origin[t]]->begin = data_begin + tensors[t].data.begin;
     const std::uint64_t data_bytes = tensors.empty() ? 0 : tensors.back().data.end;
     return LayoutFile{{std::move(file_name), data_begin + data_bytes, data_begin},
                       std::move(*head)};
@@ -223,10 +230,8 @@ Result<void> lay_out_files(Draft& draft, const LayoutOptions& options, Layout& l
                                  stored, options);
         if (!file)
             return std::unexpected(std::move(file.error()));
-        for (StoredTensor* one : stored) {
+        for (StoredTensor* one : stored)
             one->file = static_cast<std::uint32_t>(layout.files.size());
-            one->begin += file->file.data_begin;
-        }
         layout.total_size += file->file.file_bytes - file->file.data_begin;
         layout.files.push_back(std::move(*file));
     }
@@ -239,6 +244,8 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptio
     auto names = number_names(plans, "lay out checkpoint");
     if (!names)
         return std::unexpected(std::move(names.error()));
+    if (auto good = check_names(*names); !good)
+        return std::unexpected(std::move(good.error()));
     if (auto good = check_boxes(plans); !good)
         return std::unexpected(std::move(good.error()));
     if (auto good = check_duplicates(plans, *names); !good)

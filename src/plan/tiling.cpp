@@ -4,12 +4,22 @@
 // often each point is covered, and equal those of the whole if and only if every point is covered
 // once. Adding them up is a sort.
 //
-// A fault is then found by halving: of two halves of a region that is not tiled, one is not tiled.
+// Where that would be too many corners (many dimensions are split at once), each edge gets a secret
+// random number modulo a prime, and a corner counts as its sign times the product of its edges'
+// numbers. The sum over a box's corners is then the product, over the dimensions, of b's number
+// less a's, and the boxes' sums add up to the whole's where they tile it. Where they do not, a
+// polynomial of degree d that is not zero would have to vanish at a random point: a chance of d in
+// 2^61 (Schwartz and Zippel).
+//
+// A fault is found by halving: of two halves of a region that is not tiled, one is not tiled.
 #include "plan/tiling.hpp"
 
 #include <algorithm>
 #include <limits>
+#include <random>
 #include <vector>
+
+#include <xxhash.h>
 
 #include <safering/planner.hpp>
 
@@ -19,8 +29,30 @@ namespace safering::plan {
 
 namespace {
 
-// Above it a region is cut in two instead: 2^22 corners of 16 bytes are 64 MiB.
+// Above it corners are not listed: 2^22 of 16 bytes are 64 MiB.
 constexpr std::size_t max_corners = std::size_t{1} << 22;
+
+__extension__ using Wide = unsigned __int128;
+
+// Arithmetic modulo the prime 2^61 - 1.
+constexpr std::uint64_t prime = (std::uint64_t{1} << 61) - 1;
+std::uint64_t plus(std::uint64_t a, std::uint64_t b) {
+    return (a + b) % prime;
+}
+std::uint64_t times(std::uint64_t a, std::uint64_t b) {
+    return static_cast<std::uint64_t>(static_cast<Wide>(a) * b % prime);
+}
+
+std::uint64_t secret_seed() {
+    std::random_device random;
+    return static_cast<std::uint64_t>(random()) << 32 | random();
+}
+
+// The random number of an edge of dimension d.
+std::uint64_t number_of(std::uint64_t edge, std::size_t d, std::uint64_t seed) {
+    const std::uint64_t input[2] = {edge, d};
+    return XXH3_64bits_withSeed(input, sizeof(input), seed) % prime;
+}
 
 // [begin, end), not empty.
 struct Region {
@@ -51,6 +83,8 @@ class Tiling {
     bool corners_cancel(const Region& region, const std::vector<std::uint32_t>& inside,
                         const std::vector<std::size_t>& split,
                         const std::vector<std::vector<std::uint64_t>>& edges) const;
+    bool sides_agree(const Region& region, const std::vector<std::uint32_t>& inside,
+                     const std::vector<std::size_t>& split) const;
     // Cuts the region in two where chunks end, as evenly as they do.
     struct Half {
         Region region;
@@ -121,6 +155,25 @@ bool Tiling::corners_cancel(const Region& region, const std::vector<std::uint32_
     return true;
 }
 
+bool Tiling::sides_agree(const Region& region, const std::vector<std::uint32_t>& inside,
+                         const std::vector<std::size_t>& split) const {
+    static const std::uint64_t seed = secret_seed();
+    const auto add_box = [&](const auto& bounds_of, std::uint64_t sum) {
+        std::uint64_t product = 1;
+        for (const std::size_t d : split) {
+            const auto [begin, end] = bounds_of(d);
+            product =
+                times(product, plus(number_of(end, d, seed), prime - number_of(begin, d, seed)));
+        }
+        return plus(sum, product);
+    };
+    std::uint64_t sum = 0;
+    for (const std::uint32_t chunk : inside)
+        sum = add_box([&](std::size_t d) { return bounds(chunk, d, region); }, sum);
+    return sum ==
+           add_box([&](std::size_t d) { return std::pair{region.begin[d], region.end[d]}; }, 0);
+}
+
 std::pair<Tiling::Half, Tiling::Half> Tiling::halve(const Region& region,
                                                     const std::vector<std::uint32_t>& inside,
                                                     std::size_t d,
@@ -142,26 +195,20 @@ std::pair<Tiling::Half, Tiling::Half> Tiling::halve(const Region& region,
 bool Tiling::is_tiled(const Region& region, const std::vector<std::uint32_t>& inside) const {
     std::vector<std::vector<std::uint64_t>> all_edges;
     std::vector<std::size_t> split;
-    std::size_t widest = 0;
-    bool fits = true;
+    bool places_fit = true; // in 64 bits
     std::uint64_t places = 1;
     for (std::size_t d = 0; d < region.begin.size(); ++d) {
         all_edges.push_back(edges(d, region, inside));
         if (all_edges[d].size() == 2)
             continue;
         split.push_back(d);
-        fits &= !__builtin_mul_overflow(places, all_edges[d].size(), &places);
-        if (all_edges[d].size() > all_edges[widest].size())
-            widest = d;
+        places_fit &= !__builtin_mul_overflow(places, all_edges[d].size(), &places);
     }
     if (split.empty())
-        return inside.size() == 1;
-    if (inside.empty())
-        return false;
-    if (fits && split.size() < 22 && inside.size() + 1 <= max_corners >> split.size())
+        return inside.size() == 1; // each covers the whole region
+    if (places_fit && split.size() < 22 && inside.size() + 1 <= max_corners >> split.size())
         return corners_cancel(region, inside, split, all_edges);
-    const auto [low, high] = halve(region, inside, widest, all_edges[widest]);
-    return is_tiled(low.region, low.inside) && is_tiled(high.region, high.inside);
+    return sides_agree(region, inside, split);
 }
 
 TilingFault Tiling::fault(Region region, std::vector<std::uint32_t> inside) const {

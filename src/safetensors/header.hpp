@@ -72,8 +72,10 @@ Result<Header> parse_head(std::string_view head, std::uint64_t file_bytes, const
 
 /// Sorts into the order that serves direct I/O, mmap and GPU loads, and assigns `data`: tensors
 /// whose size is a multiple of 4096 first, the rest by falling element size, names break ties.
-/// Errors: header_size_overflow, header_partial_byte, header_duplicate_key.
-Result<void> assign_offsets(std::vector<TensorEntry>& tensors);
+/// `origin`, where given, gets the former index of each tensor. Errors: header_size_overflow,
+/// header_partial_byte, header_duplicate_key.
+Result<void> assign_offsets(std::vector<TensorEntry>& tensors,
+                            std::vector<std::uint32_t>* origin = nullptr);
 
 /// The bytes from the start of the file to its data section: length, JSON, and spaces up to a
 /// multiple of `alignment` (a power of two, >= 8). Entries must be as assign_offsets leaves them

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "safetensors/header.hpp"
+#include "safetensors/json_string.hpp"
 #include "utf8.hpp"
 
 namespace safering::safetensors {
@@ -21,29 +22,6 @@ std::unexpected<Error> refuse(Errc code, std::string tensor, std::string detail)
                                  .detail = std::move(detail)});
 }
 
-void append_string(std::string& out, std::string_view text) {
-    constexpr std::string_view hex = "0123456789abcdef";
-    out += '"';
-    std::size_t copied = 0;
-    for (std::size_t i = 0; i < text.size(); ++i) {
-        const auto byte = static_cast<unsigned char>(text[i]);
-        if (byte >= 0x20 && byte != '"' && byte != '\\')
-            continue;
-        out.append(text, copied, i - copied);
-        copied = i + 1;
-        out += '\\';
-        if (byte >= 0x20) {
-            out += text[i];
-        } else {
-            out += "u00";
-            out += hex[byte >> 4];
-            out += hex[byte & 15];
-        }
-    }
-    out.append(text, copied);
-    out += '"';
-}
-
 void append_number(std::string& out, std::uint64_t value) {
     char digits[20];
     const auto [end, error] = std::to_chars(std::begin(digits), std::end(digits), value);
@@ -52,7 +30,7 @@ void append_number(std::string& out, std::uint64_t value) {
 }
 
 void append_tensor(std::string& out, const TensorEntry& tensor) {
-    append_string(out, tensor.name);
+    append_json_string(out, tensor.name);
     out += R"(:{"dtype":")";
     out += name(tensor.dtype);
     out += R"(","shape":[)";
@@ -111,9 +89,9 @@ void append_metadata(std::string& out,
                      const std::vector<std::pair<std::string, std::string>>& metadata) {
     out += R"("__metadata__":{)";
     for (const auto& [key, value] : metadata) {
-        append_string(out, key);
+        append_json_string(out, key);
         out += ':';
-        append_string(out, value);
+        append_json_string(out, value);
         out += ',';
     }
     out.back() = '}';

@@ -24,13 +24,13 @@ std::unexpected<Error> bad_table(Errc code, const std::string& file, std::string
                                  .detail = std::move(detail)});
 }
 
-// Sorts through an index, since an entry is seven times as large as one.
+// Sorts through an index, since an entry is seven times as large as one; gives the index.
 template <typename Less>
-void sort_entries(std::vector<TensorEntry>& tensors, Less less) {
-    if (std::is_sorted(tensors.begin(), tensors.end(), less))
-        return;
+std::vector<std::uint32_t> sort_entries(std::vector<TensorEntry>& tensors, Less less) {
     std::vector<std::uint32_t> order(tensors.size());
     std::iota(order.begin(), order.end(), 0);
+    if (std::is_sorted(tensors.begin(), tensors.end(), less))
+        return order;
     std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
         return less(tensors[a], tensors[b]) || (!less(tensors[b], tensors[a]) && a < b);
     });
@@ -39,6 +39,7 @@ void sort_entries(std::vector<TensorEntry>& tensors, Less less) {
     for (const std::uint32_t index : order)
         sorted.push_back(std::move(tensors[index]));
     tensors = std::move(sorted);
+    return order;
 }
 
 } // namespace
@@ -80,7 +81,7 @@ Result<void> order_tensors(std::vector<TensorEntry>& tensors, std::uint64_t data
     return {};
 }
 
-Result<void> assign_offsets(std::vector<TensorEntry>& tensors) {
+Result<void> assign_offsets(std::vector<TensorEntry>& tensors, std::vector<std::uint32_t>* origin) {
     constexpr const char* operation = "assign offsets";
     std::unordered_set<std::string_view> names(tensors.size());
     for (TensorEntry& tensor : tensors) {
@@ -103,9 +104,11 @@ Result<void> assign_offsets(std::vector<TensorEntry>& tensors) {
     const auto rank = [](const TensorEntry& tensor) {
         return tensor.data.end % page_bytes == 0 ? 0U : 65U - bits(tensor.dtype);
     };
-    sort_entries(tensors, [&](const TensorEntry& a, const TensorEntry& b) {
+    auto order = sort_entries(tensors, [&](const TensorEntry& a, const TensorEntry& b) {
         return std::forward_as_tuple(rank(a), a.name) < std::forward_as_tuple(rank(b), b.name);
     });
+    if (origin != nullptr)
+        *origin = std::move(order);
     std::uint64_t at = 0;
     for (TensorEntry& tensor : tensors) {
         std::uint64_t end = 0;

@@ -96,11 +96,10 @@ Rank cut(const Model& model, Sharding sharding, std::uint32_t rank) {
         // A null pointer is fine for no bytes, but a real program rarely has one.
         static std::byte nothing[1];
         std::byte* data = out.memory.back()->empty() ? nothing : out.memory.back()->data();
-        out.tensors.push_back(
-            {.fqn = tensor.name,
-             .data = {.data = data, .dtype = tensor.dtype, .shape = box.sizes},
-             .size = tensor.shape,
-             .offsets = box.offsets});
+        out.tensors.push_back({.fqn = tensor.name,
+                               .data = {.data = data, .dtype = tensor.dtype, .shape = box.sizes},
+                               .size = tensor.shape,
+                               .offsets = box.offsets});
     }
     return out;
 }

@@ -37,8 +37,8 @@ class RoundTrip : public testing::TestWithParam<Case> {
         ReactorOptions options{.buffer_bytes = 64 << 10, .buffer_count = 4};
         if (GetParam().where == Where::simulated)
             return make_simulated_reactor(disk_, options);
-        options.backend = GetParam().where == Where::io_uring ? BackendChoice::io_uring
-                                                              : BackendChoice::threads;
+        options.backend =
+            GetParam().where == Where::io_uring ? BackendChoice::io_uring : BackendChoice::threads;
         auto made = Reactor::create(options);
         if (!made)
             return nullptr;
@@ -66,7 +66,8 @@ TEST_P(RoundTrip, IsExact) {
     WriterOptions options{.layout = c.layout};
     if (c.files > 1)
         for (std::size_t i = 0; i < model.size(); ++i)
-            options.fqn_to_index_mapping[model[i].name] = static_cast<std::uint32_t>(i % c.files + 1);
+            options.fqn_to_index_mapping[model[i].name] =
+                static_cast<std::uint32_t>(i % c.files + 1);
     const std::string path = directory() + "/step-1";
     auto report = save(model, c.save, path, options, reactors);
     ASSERT_TRUE(report) << report.error().message();

@@ -125,7 +125,9 @@ TEST(Layout, SaysWhatIsWrong) {
               Errc::plan_shape_mismatch);
     EXPECT_EQ(layout_error({{0, {shard("a", {1}, {2}, {2})}, {}}}, {}), Errc::plan_out_of_bounds);
     EXPECT_EQ(layout_error({{0, {whole("a", {3}, Dtype::f4)}, {}}}, {}), Errc::plan_partial_byte);
-    EXPECT_EQ(layout_error({{0, {whole("\xff", {3})}, {}}}, {}), Errc::plan_bad_name);
+    for (const FileLayout kind : {FileLayout::full, FileLayout::sharded})
+        EXPECT_EQ(layout_error({{0, {whole("\xff", {3})}, {}}}, {.layout = kind}),
+                  Errc::plan_bad_name);
     EXPECT_EQ(layout_error({{0, {whole("__metadata__", {3})}, {}}}, {}), Errc::plan_bad_name);
 }
 

@@ -93,8 +93,8 @@ RC_GTEST_PROP(Tiling, RandomPartitionsAndCorruptionsAgreeWithCounting, (std::uin
     }
 }
 
-TEST(Tiling, ManySplitDimensionsAreHalvedInstead) {
-    // 2^14 boxes of one element; 14 split dimensions have too many corners for one sort.
+TEST(Tiling, ManySplitDimensionsHaveTooManyCornersToList) {
+    // 2^14 boxes of one element and as many corners each.
     const Shape size(14, 2);
     Boxes boxes;
     oracle::for_each_index(size, [&](const Shape& at) { boxes.push_back({at, Shape(14, 1)}); });
@@ -107,6 +107,20 @@ TEST(Tiling, ManySplitDimensionsAreHalvedInstead) {
         EXPECT_EQ(fault->element, gone.offsets);
     else
         EXPECT_EQ(fault->element, boxes[815].offsets);
+}
+
+TEST(Tiling, RandomPartitionsOfManyDimensionsAgreeWithCounting) {
+    const std::uint64_t seed = std::random_device{}();
+    SCOPED_TRACE(::testing::Message() << "seed " << seed);
+    oracle::Random random(seed);
+    const Shape size(16, 2);
+    for (int round = 0; round < 4; ++round) {
+        Boxes boxes = oracle::random_partition(random, size, 600);
+        ASSERT_GT(boxes.size(), 80u); // so many that their corners are not listed
+        ASSERT_FALSE(find_tiling_fault(size, boxes).has_value());
+        corrupt(random, size, boxes);
+        ASSERT_TRUE(agrees(size, boxes));
+    }
 }
 
 TEST(Tiling, AMillionChunks) {

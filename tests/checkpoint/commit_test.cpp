@@ -1,0 +1,338 @@
+// The metadata commit: the machine alone, every step failing in turn; then whole saves on a simulated disk,
+// every operation failing in turn and a power cut after every operation.
+
+#include <cerrno>
+
+#include <fmt/format.h>
+
+#include "checkpoint/attempt.hpp"
+#include "checkpoint/commit.hpp"
+#include "disk_fixture.hpp"
+
+namespace safering::test {
+namespace {
+
+using namespace checkpoint;
+
+const std::string attempt = "0123456789abcdef0123456789abcdef";
+
+CommitInput input(bool present) {
+    return {.target = {"/ckpt/step", "/ckpt", "step"},
+            .attempt = attempt,
+            .data_files = {"model-00001-of-00001.safetensors"},
+            .manifest = "{}",
+            .index = "{}",
+            .target_present = present,
+            .stale = {"model-00002-of-00002.safetensors"}};
+}
+
+struct Trace {
+    std::vector<std::string> steps;
+    int opened = 0;
+    int closed = 0;
+};
+
+// Runs a machine; the `failing`th request of the run gets `error`.
+Trace run(StepMachine& machine, std::size_t failing, std::error_code error = {}) {
+    Trace trace;
+    std::size_t count = 0;
+    for (auto batch = machine.next(); !batch.empty(); batch = machine.next()) {
+        std::vector<Completion> completions;
+        for (const Request& request : batch) {
+            Completion completion;
+            if (count++ == failing)
+                completion.error = error;
+            else if (request.op == Opcode::open)
+                completion.result = static_cast<std::uint64_t>(++trace.opened + 2);
+            if (request.op == Opcode::close && !completion.error)
+                ++trace.closed;
+            trace.steps.push_back(std::string(name(request.op)) + " " + request.path);
+            completions.push_back(completion);
+        }
+        machine.complete(completions);
+        if (trace.steps.size() > 1000)
+            throw std::runtime_error("the machine does not end");
+    }
+    return trace;
+}
+
+TEST(MetadataCommit, PublishesOnlyWhatIsDurable) {
+    MetadataCommit commit(input(false));
+    const Trace trace = run(commit, ~std::size_t{0});
+    const std::string a = "/ckpt/.step." + attempt + ".tmp";
+    const std::vector<std::string> expected{
+        "open " + a + "/safering.manifest.json",
+        "open " + a + "/model.safetensors.index.json",
+        "write " + a + "/safering.manifest.json",
+        "write " + a + "/model.safetensors.index.json",
+        "fsync " + a + "/safering.manifest.json",
+        "fsync " + a + "/model.safetensors.index.json",
+        "close " + a + "/safering.manifest.json",
+        "close " + a + "/model.safetensors.index.json",
+        std::string(name(Opcode::sync_directory)) + " " + a,
+        "rename " + a,
+        std::string(name(Opcode::sync_directory)) + " /ckpt",
+    };
+    EXPECT_EQ(trace.steps, expected);
+    EXPECT_TRUE(commit.committed());
+    EXPECT_FALSE(commit.error());
+}
+
+TEST(MetadataCommit, ReportsTheFirstFailureOfEveryStepAndClosesItsFiles) {
+    for (const bool present : {false, true}) {
+        MetadataCommit whole(input(present));
+        const std::size_t steps = run(whole, ~std::size_t{0}).steps.size();
+        for (std::size_t failing = 0; failing < steps; ++failing) {
+            MetadataCommit commit(input(present));
+            const Trace trace = run(commit, failing, std::make_error_code(std::errc::io_error));
+            ASSERT_TRUE(commit.error()) << failing;
+            EXPECT_EQ(commit.error()->code, std::errc::io_error);
+            EXPECT_FALSE(commit.committed());
+            EXPECT_EQ(commit.published(), failing >= steps - (present ? 2 : 1))
+                << trace.steps.back();
+            EXPECT_LE(trace.opened - trace.closed,
+                      trace.steps[failing].starts_with("close") ? 1 : 0);
+        }
+    }
+}
+
+TEST(MetadataCommit, SaysThatTheTargetAppeared) {
+    MetadataCommit commit(input(false));
+    run(commit, 9, std::make_error_code(std::errc::file_exists));
+    EXPECT_TRUE(commit.target_appeared());
+    EXPECT_FALSE(commit.error());
+    EXPECT_FALSE(commit.published());
+}
+
+TEST(RedoSwitch, MovesDataThenManifestThenIndexAndUnlinksLast) {
+    MetadataCommit commit(input(true));
+    run(commit, ~std::size_t{0});
+    RedoSwitch machine(input(true).target, commit.redo_record());
+    const Trace trace = run(machine, ~std::size_t{0});
+    std::string order;
+    for (const std::string& step : trace.steps)
+        order += step.substr(0, step.find(' ')) + " ";
+    EXPECT_EQ(order, "rename rename rename sync sync unlink sync unlink sync remove sync ");
+    EXPECT_TRUE(trace.steps[2].ends_with("model.safetensors.index.json"));
+}
+
+TEST(RedoSwitch, TakesWhatIsGoneAsDone) {
+    const RedoRecord record{attempt, {"a.safetensors"}, {"b.safetensors"}};
+    for (const std::size_t failing : {0u, 1u, 3u, 5u, 7u}) {
+        RedoSwitch machine(input(true).target, record);
+        run(machine, failing, std::make_error_code(std::errc::no_such_file_or_directory));
+        EXPECT_FALSE(machine.error()) << failing;
+    }
+}
+
+TEST(RedoRecord, RoundTripsAndRefusesForeignNames) {
+    const RedoRecord record{
+        attempt, {"a.safetensors", "safering.manifest.json"}, {"b.safetensors"}};
+    EXPECT_EQ(parse_redo_record(to_text(record), "redo").value(), record);
+    for (const char* name :
+         {"../a.safetensors", "/etc/passwd", "config.json", "", "a/b.safetensors"}) {
+        auto parsed = parse_redo_record(to_text(RedoRecord{attempt, {name}, {}}), "redo");
+        ASSERT_FALSE(parsed) << name;
+        EXPECT_EQ(parsed.error().code, Errc::checkpoint_unsafe_name);
+    }
+    std::string changed = to_text(record);
+    changed[20] ^= 1;
+    EXPECT_FALSE(parse_redo_record(changed, "redo"));
+}
+
+TEST(AttemptNames, AreRecognisedOnlyInFull) {
+    const std::string id = make_attempt_id();
+    EXPECT_TRUE(is_attempt_id(id));
+    const std::string name = attempt_directory_name("step", id);
+    EXPECT_EQ(parse_attempt_directory_name(name, "step"), id);
+    EXPECT_FALSE(parse_attempt_directory_name(name, "ste"));
+    EXPECT_FALSE(parse_attempt_directory_name(name + "x", "step"));
+    EXPECT_FALSE(parse_attempt_directory_name("." + name, "step"));
+    EXPECT_FALSE(parse_attempt_directory_name(".step.old.tmp", "step"));
+    EXPECT_LE(id, make_attempt_id().substr(0, 12) + std::string(20, 'f'));
+}
+
+class Commit : public OnDisk {};
+
+TEST_F(Commit, LeavesNothingBesideTheCheckpoint) {
+    ASSERT_TRUE(save_model(small_model(1)));
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+    EXPECT_EQ(disk->list(path),
+              (std::vector<std::string>{"model-00001-of-00001.safetensors",
+                                        "model.safetensors.index.json", "safering.manifest.json"}));
+    (void)reactor->wait({.op = Opcode::stat, .path = "/ckpt"}); // after the reader's own close
+    EXPECT_EQ(disk->open_files(), 0u);
+}
+
+TEST_F(Commit, ReplacesACheckpointAndKeepsWhatIsNotOurs) {
+    const Model old = small_model(1);
+    ASSERT_TRUE(save_model(old, {2, 0}, two_files(old)));
+    disk->write_text(path + "/config.json", "{}");
+    disk->write_text(path + "/sub/other.safetensors", "x");
+    disk->write_text(path + "/adapter.safetensors", "y");
+    const Model fresh = small_model(50);
+    auto report = save_model(fresh, {1, 0});
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_TRUE(report->replaced);
+    EXPECT_EQ(differs(fresh), "");
+    EXPECT_EQ(disk->list(path), (std::vector<std::string>{"adapter.safetensors", "config.json",
+                                                          "model-00001-of-00001.safetensors",
+                                                          "model.safetensors.index.json",
+                                                          "safering.manifest.json", "sub"}));
+    EXPECT_EQ(disk->read_text(path + "/adapter.safetensors"), "y");
+}
+
+TEST_F(Commit, ReplacesAFullCheckpointByAShardedOneWithoutItsIndex) {
+    ASSERT_TRUE(save_model(small_model(1)));
+    const Model fresh = small_model(60);
+    ASSERT_TRUE(save_model(fresh, {2, 0}, {.layout = FileLayout::sharded}));
+    EXPECT_FALSE(disk->exists(path + "/model.safetensors.index.json"));
+    EXPECT_FALSE(disk->exists(path + "/model-00001-of-00001.safetensors"));
+    EXPECT_EQ(differs(fresh), "");
+}
+
+TEST_F(Commit, GoesOnWhereTheTargetAppearsDuringTheSave) {
+    const Model model = small_model(1);
+    Rank rank = cut(model, {1, 0}, 0);
+    DefaultSavePlanner planner(rank.tensors);
+    HuggingFaceStorageWriter writer(path, {}, reactor);
+    auto global = create_global_plan({planner.create_local_plan()});
+    auto plans = writer.prepare_global_plan(global->plans);
+    ASSERT_TRUE(plans);
+    disk->write_text(path + "/config.json", "{}");
+    auto results = writer.write_data((*plans)[0], planner).get();
+    auto report = writer.finish(global->metadata, {results});
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_TRUE(disk->exists(path + "/config.json"));
+    EXPECT_EQ(differs(model), "");
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
+TEST_F(Commit, CleansOlderAttemptsOfThisTargetOnly) {
+    const auto stale = [](const std::string& target, const std::string& id) {
+        return "/ckpt/" + attempt_directory_name(target, id);
+    };
+    const std::string old_id(32, '0');
+    const std::string new_id(32, 'f');
+    for (const auto& directory :
+         {stale("step", old_id), stale("step", new_id), stale("step2", old_id)})
+        disk->write_text(directory + "/model-00001-of-00001.safetensors", "half");
+    ASSERT_TRUE(save_model(small_model(1)));
+    EXPECT_FALSE(disk->exists(stale("step", old_id)));
+    EXPECT_TRUE(disk->exists(stale("step", new_id)));
+    EXPECT_TRUE(disk->exists(stale("step2", old_id)));
+}
+
+// Every operation of a save fails once: the save fails or succeeds, and what a reader finds is the old
+// checkpoint or the new one accordingly.
+void fail_every_operation(bool present) {
+    const Model old = small_model(1);
+    const Model fresh = small_model(90);
+    std::uint64_t failures = 0;
+    for (std::uint64_t nth = 0;; ++nth) {
+        auto disk = std::make_shared<SimulatedDisk>();
+        disk->make_directory("/ckpt");
+        auto reactor = make_reactor(disk);
+        const std::string path = "/ckpt/step";
+        if (present) {
+            ASSERT_TRUE(save(old, {2, 0}, path, two_files(old), {reactor}));
+        }
+        const std::uint64_t before = disk->operations();
+        disk->inject({.after = nth, .times = 1, .error = EIO});
+        auto saved = save(fresh, {2, 1}, path, {}, {reactor});
+        const bool reached = disk->operations() - before > nth;
+        disk->clear_faults();
+        SCOPED_TRACE(
+            fmt::format("operation {} of a save, target {}", nth, present ? "present" : "absent"));
+        const std::string is_old = present ? differences(old, {1, 0}, path, reactor) : "absent";
+        const std::string is_new = differences(fresh, {1, 0}, path, reactor);
+        if (saved)
+            EXPECT_EQ(is_new, "");
+        else if (present)
+            EXPECT_TRUE(is_old.empty() || is_new.empty()) << is_old << " / " << is_new;
+        else
+            EXPECT_TRUE(!disk->exists(path) || is_new.empty()) << is_new;
+        if (!saved) {
+            ++failures;
+            EXPECT_EQ(saved.error().code.value(), EIO) << saved.error().message();
+        }
+        // Readers close without waiting; this comes after.
+        (void)reactor->wait({.op = Opcode::stat, .path = "/ckpt"});
+        EXPECT_EQ(disk->open_files(), 0u);
+        if (!reached)
+            break;
+        // A second save heals whatever the failed one left.
+        auto again = save(fresh, {1, 0}, path, {}, {reactor});
+        ASSERT_TRUE(again) << again.error().message();
+        ASSERT_EQ(differences(fresh, {1, 0}, path, reactor), "");
+        EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+    }
+    EXPECT_GT(failures, 30u);
+}
+TEST(CommitFaults, EveryOperationFailsOnceTargetAbsent) {
+    fail_every_operation(false);
+}
+TEST(CommitFaults, EveryOperationFailsOnceTargetPresent) {
+    fail_every_operation(true);
+}
+
+// A power cut after every operation, with several fates of what was not durable.
+enum class Recovery { may_write, read_only };
+void cut_power_everywhere(bool present, Recovery recovery = Recovery::may_write) {
+    const Model old = small_model(1);
+    const Model fresh = small_model(120);
+    auto disk = std::make_shared<SimulatedDisk>();
+    disk->make_directory("/ckpt");
+    auto reactor = make_reactor(disk);
+    const std::string path = "/ckpt/step";
+    std::size_t first = 0;
+    if (present) {
+        ASSERT_TRUE(save(old, {2, 0}, path, two_files(old), {reactor}));
+        first = disk->log_size();
+    }
+    ASSERT_TRUE(save(fresh, {2, 1}, path, {}, {reactor}));
+    const std::size_t last = disk->log_size();
+    std::vector<CrashPolicy> policies{{CrashPolicy::Kind::drop_unsynced},
+                                      {CrashPolicy::Kind::keep_all}};
+    for (std::uint64_t seed = 0; seed < 6; ++seed)
+        for (const auto kind : {CrashPolicy::Kind::random_subset, CrashPolicy::Kind::random_torn,
+                                CrashPolicy::Kind::random_prefix})
+            policies.push_back({kind, seed});
+    std::size_t seen_old = 0;
+    std::size_t seen_new = 0;
+    for (std::size_t records = first; records <= last; ++records)
+        for (const CrashPolicy& policy : policies) {
+            auto after = disk->crash_after(records, policy);
+            if (recovery == Recovery::read_only)
+                for (const Opcode op : {Opcode::rename, Opcode::unlink, Opcode::remove_directory})
+                    after->inject({.op = op, .times = Fault::for_ever, .error = EACCES});
+            auto recovered = make_reactor(after);
+            SCOPED_TRACE(fmt::format("{} of {} operations, policy {} seed {}", records, last,
+                                     static_cast<int>(policy.kind), policy.seed));
+            const std::string is_new = differences(fresh, {1, 0}, path, recovered);
+            if (is_new.empty()) {
+                ++seen_new;
+                continue;
+            }
+            ASSERT_LT(records, last) << "success was reported: " << is_new;
+            ++seen_old;
+            if (present)
+                ASSERT_EQ(differences(old, {1, 0}, path, recovered), "");
+            else
+                ASSERT_FALSE(after->exists(path)) << is_new;
+        }
+    EXPECT_GT(seen_old, 0u);
+    EXPECT_GT(seen_new, 0u);
+}
+TEST(CommitCrash, LeavesNothingOrTheWholeCheckpoint) {
+    cut_power_everywhere(false);
+}
+TEST(CommitCrash, LeavesTheOldCheckpointOrTheNewOne) {
+    cut_power_everywhere(true);
+}
+TEST(CommitCrash, IsReadThroughByAReaderThatMayNotWrite) {
+    cut_power_everywhere(true, Recovery::read_only);
+}
+
+} // namespace
+} // namespace safering::test

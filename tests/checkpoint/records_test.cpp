@@ -1,0 +1,137 @@
+// Manifest and index: round trips, every changed byte, everything that they must refuse.
+#include <gtest/gtest.h>
+
+#include "checkpoint/index.hpp"
+#include "checkpoint/manifest.hpp"
+#include "checkpoint/strict_json.hpp"
+
+namespace safering::test {
+namespace {
+
+using namespace checkpoint;
+
+Manifest example() {
+    Manifest manifest{.attempt = std::string(32, 'a'),
+                      .layout = FileLayout::sharded,
+                      .digests = true,
+                      .chunk_bytes = 4096};
+    manifest.files.push_back({.name = "model-00001-of-00002.safetensors",
+                              .file_bytes = 123456,
+                              .data_begin = 4096,
+                              .head_digest = 0xFEDCBA9876543210,
+                              .tensors = {{{.box = {}, .digests = {1, 2, ~std::uint64_t{0}}}},
+                                          {{.box = {{0, 0}, {2, 3}}, .digests = {5}},
+                                           {.box = {{2, 0}, {1, 3}}, .digests = {}}}}});
+    manifest.files.push_back({.name = "model-00002-of-00002.safetensors"});
+    manifest.tensors.emplace("name \"with\" \\ and \u00e9 and \n",
+                             ManifestTensor{Dtype::bf16, {3, 3}});
+    manifest.tensors.emplace("scalar", ManifestTensor{Dtype::f8_e4m3, {}});
+    manifest.index = ManifestIndex{77, 42};
+    return manifest;
+}
+
+TEST(Manifest, RoundTrips) {
+    const Manifest manifest = example();
+    EXPECT_EQ(parse_manifest(to_text(manifest), "m").value(), manifest);
+    Manifest bare{.attempt = std::string(32, '0'), .digests = false, .chunk_bytes = 1 << 22};
+    EXPECT_EQ(parse_manifest(to_text(bare), "m").value(), bare);
+}
+
+TEST(Manifest, NoticesEveryChangedByteAndEveryCut) {
+    const std::string text = to_text(example());
+    for (std::size_t i = 0; i < text.size(); ++i) {
+        for (const char bit : {1, 32, 64}) {
+            std::string changed = text;
+            changed[i] = static_cast<char>(changed[i] ^ bit);
+            auto parsed = parse_manifest(changed, "m");
+            ASSERT_FALSE(parsed) << i;
+            EXPECT_EQ(parsed.error().code, Errc::checkpoint_bad_manifest);
+        }
+        EXPECT_FALSE(parse_manifest(text.substr(0, i), "m")) << i;
+    }
+    EXPECT_FALSE(parse_manifest(text + " ", "m"));
+}
+
+// A sealed manifest with one thing replaced.
+Result<Manifest> with(std::string_view from, std::string_view to) {
+    std::string text = to_text(example());
+    text.resize(text.rfind(",\"xxh3\""));
+    const auto at = text.find(from);
+    EXPECT_NE(at, std::string::npos) << from;
+    text.replace(at, from.size(), to);
+    return parse_manifest(seal_json(text), "m");
+}
+
+TEST(Manifest, RefusesWhatIsSealedButWrong) {
+    const std::pair<const char*, const char*> bad[] = {
+        {"\"safering_manifest\":1", "\"safering_manifest\":2"},
+        {"\"safering_manifest\":1", "\"safering_manifest\":\"1\""},
+        {"\"attempt\":\"a", "\"attempt\":\"A"},
+        {"\"sharded\"", "\"shredded\""},
+        {"xxh3-64", "md5"},
+        {"\"chunk_bytes\":4096", "\"chunk_bytes\":4095"},
+        {"\"chunk_bytes\":4096", "\"chunk_bytes\":0"},
+        {"\"chunk_bytes\":4096", "\"chunk_bytes\":-4096"},
+        {"\"size\":123456", "\"size\":1.5"},
+        {"\"files\":[", "\"files\":[3,"},
+        {"0000000000000001", "000000000000000g"},
+        {"0000000000000001", "00000000000001"},
+        {"[0,0]", "[0,-1]"},
+        {"\"BF16\"", "\"bf16\""},
+        {"00002-of", "00001-of"},
+        {"\"attempt\"", "\"attempt\":\"x\",\"attempt\""},
+        {"\"head\":4096", "\"head\":[[[[[[[[[[]]]]]]]]]]"},
+    };
+    for (const auto& [from, to] : bad) {
+        auto parsed = with(from, to);
+        ASSERT_FALSE(parsed) << from << " -> " << to;
+        EXPECT_EQ(parsed.error().code, Errc::checkpoint_bad_manifest) << parsed.error().message();
+        EXPECT_FALSE(parsed.error().detail.empty());
+    }
+    for (const char* name : {"../x.safetensors", "/x.safetensors", "a/b.safetensors", "x.bin", "..",
+                             "x\\u0000.safetensors", ""}) {
+        auto parsed = with("model-00001-of-00002.safetensors", name);
+        ASSERT_FALSE(parsed) << name;
+        EXPECT_EQ(parsed.error().code, Errc::checkpoint_unsafe_name) << parsed.error().message();
+    }
+}
+
+TEST(Index, RoundTripsWithExactlyTheTwoKeys) {
+    const WeightMap weight_map{{"a", "model-00001-of-00001.safetensors"},
+                               {"b \"c\"", "x.safetensors"}};
+    const std::string text = index_text(weight_map, 7);
+    EXPECT_EQ(parse_index(text, "i").value(), weight_map);
+    const auto json = nlohmann::json::parse(text);
+    EXPECT_EQ(json.size(), 2u);
+    EXPECT_EQ(json["metadata"], (nlohmann::json{{"total_size", 7}}));
+    EXPECT_EQ(parse_index(index_text({}, 0), "i").value(), WeightMap{});
+}
+
+TEST(Index, RefusesWhatIsWrong) {
+    for (const char* text : {"", "[]", "{}", "{\"weight_map\":[]}", "{\"weight_map\":{\"a\":1}}",
+                             "{\"weight_map\":{}} x",
+                             "{\"weight_map\":{\"a\":\"x.safetensors\",\"a\":\"y.safetensors\"}}",
+                             "{\"weight_map\":{\"\xff\":\"x.safetensors\"}}"}) {
+        auto parsed = parse_index(text, "i");
+        ASSERT_FALSE(parsed) << text;
+        EXPECT_EQ(parsed.error().code, Errc::checkpoint_bad_index);
+    }
+    for (const char* name : {"../x.safetensors", "/etc/x.safetensors", "x.bin", "", "."}) {
+        auto parsed = parse_index(index_text({{"a", name}}, 0), "i");
+        ASSERT_FALSE(parsed) << name;
+        EXPECT_EQ(parsed.error().code, Errc::checkpoint_unsafe_name);
+        EXPECT_EQ(parsed.error().tensor, "a");
+    }
+    EXPECT_FALSE(parse_index(std::string(100000, '['), "i"));
+}
+
+TEST(CellCount, CountsEveryCellTouched) {
+    EXPECT_EQ(cell_count({0, 0}, 4096), 0u);
+    EXPECT_EQ(cell_count({5, 6}, 4096), 1u);
+    EXPECT_EQ(cell_count({0, 4096}, 4096), 1u);
+    EXPECT_EQ(cell_count({4095, 4097}, 4096), 2u);
+    EXPECT_EQ(cell_count({1, 3 * 4096}, 4096), 3u);
+}
+
+} // namespace
+} // namespace safering::test
