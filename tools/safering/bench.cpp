@@ -130,8 +130,9 @@ BenchReport bench(const Arguments& arguments, BackendChoice backend) {
         if (show)
             show(run * ranks.held_bytes(), (arguments.repeat + 1) * ranks.held_bytes());
         if (interrupted)
-            throw Exception(
-                {.code = make_error_code(std::errc::interrupted), .operation = "bench"});
+            throw Exception({.code = make_error_code(std::errc::operation_canceled),
+                             .operation = "bench",
+                             .detail = "by a signal; what was written is removed"});
         run_once(ranks, scratch.checkpoint(), baseline, report);
         if (run == 0) {
             ranks.compare();
