@@ -80,7 +80,8 @@ class BoxCopy {
                                 const Shape& sizes, const Strides& memory_strides);
 
     /// memory -> image. `memory` is the box's element (0, 0, ...). The digest, where given, is
-    /// updated with the box's bytes inside the window in file order.
+    /// updated with the box's bytes inside the window in file order; it may read them from `memory`,
+    /// a second time, so memory that changes meanwhile shows as a digest that does not match.
     void gather(const std::byte* memory, std::byte* image, ByteRange window,
                 Digest* digest = nullptr) const;
     /// image -> memory.
@@ -92,7 +93,7 @@ class BoxCopy {
     const FileBox& file_box() const { return file_box_; }
 
   private:
-    // `Way` says which of the two is written; see box.cpp.
+    // `Way` says which of the two is written; see box_copy.cpp.
     template <typename Way>
     void move(Way way, ByteRange window) const;
     template <typename Way>

@@ -202,20 +202,13 @@ void streaming_fence() {
 
 void copy_runs(Strided to, ConstStrided from, std::uint64_t count, std::size_t run) {
     switch (run) {
-    case 1:
-        return copy_fixed<1>(to, from, count);
-    case 2:
-        return copy_fixed<2>(to, from, count);
-    case 4:
-        return copy_fixed<4>(to, from, count);
-    case 8:
-        return copy_fixed<8>(to, from, count);
-    case 16:
-        return copy_fixed<16>(to, from, count);
-    case 32:
-        return copy_fixed<32>(to, from, count);
-    default:
-        break;
+    case 1: return copy_fixed<1>(to, from, count);
+    case 2: return copy_fixed<2>(to, from, count);
+    case 4: return copy_fixed<4>(to, from, count);
+    case 8: return copy_fixed<8>(to, from, count);
+    case 16: return copy_fixed<16>(to, from, count);
+    case 32: return copy_fixed<32>(to, from, count);
+    default: break;
     }
     const bool streaming = run >= streaming_min_bytes;
     for (std::uint64_t i = 0; i < count; ++i, to.data += to.stride, from.data += from.stride) {
@@ -229,14 +222,10 @@ void copy_runs(Strided to, ConstStrided from, std::uint64_t count, std::size_t r
 void copy_matrix(std::byte* to, MatrixSide to_side, const std::byte* from, MatrixSide from_side,
                  std::uint64_t rows, std::uint64_t columns, std::size_t element, TileOrder order) {
     switch (element) {
-    case 1:
-        return copy_tiles<1>(to, to_side, from, from_side, rows, columns, order);
-    case 2:
-        return copy_tiles<2>(to, to_side, from, from_side, rows, columns, order);
-    case 4:
-        return copy_tiles<4>(to, to_side, from, from_side, rows, columns, order);
-    default:
-        return copy_tiles<8>(to, to_side, from, from_side, rows, columns, order);
+    case 1: return copy_tiles<1>(to, to_side, from, from_side, rows, columns, order);
+    case 2: return copy_tiles<2>(to, to_side, from, from_side, rows, columns, order);
+    case 4: return copy_tiles<4>(to, to_side, from, from_side, rows, columns, order);
+    default: return copy_tiles<8>(to, to_side, from, from_side, rows, columns, order);
     }
 }
 

@@ -254,8 +254,7 @@ std::string in_words(const TilingFault& fault, const Shape& size,
                      const std::function<std::string(std::size_t)>& describe) {
     const std::string tensor = "a tensor of shape " + in_words(size);
     switch (fault.code) {
-    case Errc::plan_overflow:
-        return tensor + " has 2^63 elements or more";
+    case Errc::plan_overflow: return tensor + " has 2^63 elements or more";
     case Errc::plan_hole:
         return "element " + in_words(fault.element) + " of " + tensor + " is in no chunk";
     case Errc::plan_overlap:
@@ -263,8 +262,7 @@ std::string in_words(const TilingFault& fault, const Shape& size,
                describe(fault.first) + " and " + describe(fault.second);
     case Errc::plan_shape_mismatch:
         return "expected the rank of " + tensor + ", found chunk " + describe(fault.first);
-    default:
-        return "chunk " + describe(fault.first) + " reaches outside " + tensor;
+    default: return "chunk " + describe(fault.first) + " reaches outside " + tensor;
     }
 }
 

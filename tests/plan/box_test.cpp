@@ -44,14 +44,10 @@ std::vector<bool> mask(std::uint64_t itemsize, const Shape& stored, const Shape&
 
 Dtype unsigned_dtype(std::uint64_t itemsize) {
     switch (itemsize) {
-    case 1:
-        return Dtype::u8;
-    case 2:
-        return Dtype::u16;
-    case 4:
-        return Dtype::u32;
-    default:
-        return Dtype::u64;
+    case 1: return Dtype::u8;
+    case 2: return Dtype::u16;
+    case 4: return Dtype::u32;
+    default: return Dtype::u64;
     }
 }
 
@@ -347,6 +343,10 @@ TEST(BoxCopy, RefusesStridesThatOverflow) {
     EXPECT_EQ(code({far / 4, 1}), Errc::plan_overflow);
     EXPECT_EQ(code({-far, 1}), Errc::plan_overflow);
     EXPECT_EQ(code({1}), Errc::plan_shape_mismatch);
+    // Each dimension's extent fits, their sum does not.
+    const auto sum = BoxCopy::make(Dtype::u8, {2, 2}, {0, 0}, {2, 2}, {far, far});
+    ASSERT_FALSE(sum.has_value());
+    EXPECT_EQ(sum.error().code, Errc::plan_overflow);
 }
 
 TEST(CopyKernels, StreamingCopiesEveryAlignmentAndLength) {

@@ -199,6 +199,35 @@ TEST(Serialise, CountsAreBelievedOnlyAsFarAsBytesFollow) {
     EXPECT_GT(result.error().offset, 0u);
 }
 
+// Whether these bytes are this number.
+bool reads_number(const std::vector<unsigned>& digits, std::uint64_t expected) {
+    plan::ByteWriter out(plan::ByteKind::load_plan);
+    for (const unsigned digit : digits)
+        out.byte(static_cast<std::uint8_t>(digit));
+    const Bytes bytes = std::move(out).finish();
+    plan::ByteReader in(bytes, plan::ByteKind::load_plan);
+    const std::uint64_t found = in.number();
+    return in.finish().has_value() && found == expected;
+}
+
+TEST(Serialise, ANumberHasOneForm) {
+    EXPECT_TRUE(reads_number({0}, 0));
+    EXPECT_TRUE(reads_number({0x7F}, 127));
+    EXPECT_TRUE(reads_number({0x80, 1}, 128));
+    const std::vector<unsigned> nine(9, 0xFF);
+    auto digits = nine;
+    digits.push_back(1);
+    EXPECT_TRUE(reads_number(digits, ~std::uint64_t{0}));
+    digits.back() = 2; // 2^64 and more
+    EXPECT_FALSE(reads_number(digits, ~std::uint64_t{0}));
+    digits.back() = 0x81; // an eleventh digit
+    digits.push_back(1);
+    EXPECT_FALSE(reads_number(digits, ~std::uint64_t{0}));
+    EXPECT_FALSE(reads_number({0x80, 0}, 0)); // a high zero
+    EXPECT_FALSE(reads_number({0x80}, 0));    // ends early
+    EXPECT_FALSE(reads_number({}, 0));
+}
+
 TEST(Serialise, ListsThatShouldBeParallelMustBe) {
     SavePlan plan{0, {WriteItem{}}, StoragePlan{}};
     EXPECT_FALSE(save_plan_from_bytes(to_bytes(plan)).has_value());
