@@ -53,6 +53,7 @@ class SAFERING_API DefaultSavePlanner final : public SavePlanner {
   private:
     std::vector<LocalTensor> tensors_; // sorted by (fqn, offsets)
     std::uint32_t rank_;
+    std::size_t next_ = 0; // where resolve_data looks first
 };
 
 class SAFERING_API DefaultLoadPlanner final : public LoadPlanner {

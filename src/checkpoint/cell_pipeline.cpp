@@ -1,6 +1,7 @@
 #include "checkpoint/cell_pipeline.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include <boost/asio/post.hpp>
 
@@ -15,7 +16,7 @@ void CellPipeline::start_cells() {
     for (const File& file : files_)
         for (const plan::Segment& segment : file.plan.segments)
             total_bytes_ += segment.range.size();
-    pump();
+    acquire();
     settle();
 }
 
@@ -40,40 +41,66 @@ void CellPipeline::fail(Error error) {
         error_ = std::move(error);
 }
 
-// Asks for a buffer where there is a cell to give it to.
-void CellPipeline::pump() {
-    if (acquiring_ || error_)
-        return;
+bool CellPipeline::more_cells() {
     while (file_ < files_.size() && files_[file_].next == files_[file_].plan.requests.size())
         ++file_;
-    if (file_ == files_.size())
+    return !error_ && file_ < files_.size();
+}
+
+// One request for a buffer at a time; the pool serves those who wait in their order.
+void CellPipeline::acquire() {
+    if (acquiring_ || !more_cells())
         return;
     acquiring_ = true;
     reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
         boost::asio::post(self->reactor_.executor(), [self, buffer = std::move(buffer)]() mutable {
             self->acquiring_ = false;
-            self->step(std::move(buffer));
+            self->turn(std::move(buffer));
         });
     });
 }
 
-void CellPipeline::step(BufferPool::Buffer buffer) {
-    if (!error_) {
-        File& file = files_[file_];
-        auto cell = std::make_shared<Cell>();
-        cell->file = file_;
-        cell->request = &file.plan.requests[file.next++];
-        cell->buffer = std::move(buffer);
-        ++file.in_flight;
-        if (auto loaded = load(*cell); !loaded)
-            fail(std::move(loaded.error()));
-        if (!error_ && !cell->transfers.empty())
-            submit_cell(std::move(cell));
-        else
-            end_cell(*cell);
-        pump();
+void CellPipeline::schedule_turn() {
+    if (std::exchange(turn_scheduled_, true))
+        return;
+    boost::asio::post(reactor_.executor(), [self = shared_from_this()] {
+        self->turn_scheduled_ = false;
+        self->turn();
+    });
+}
+
+void CellPipeline::turn(BufferPool::Buffer buffer) {
+    if (!buffer && !ended_.empty()) {
+        const std::shared_ptr<Cell> cell = std::move(ended_.front());
+        ended_.pop_front();
+        end_cell(*cell);
+        if (!reactor_.buffers().contended())
+            buffer = std::move(cell->buffer);
     }
+    if (buffer && more_cells())
+        load_next(std::move(buffer));
+    buffer = {};
+    acquire();
+    if (!ended_.empty())
+        schedule_turn(); // comes after the reactor's turn that load_next has asked for
     settle();
+}
+
+void CellPipeline::load_next(BufferPool::Buffer buffer) {
+    File& file = files_[file_];
+    auto cell = std::make_shared<Cell>();
+    cell->file = file_;
+    cell->request = &file.plan.requests[file.next++];
+    cell->buffer = std::move(buffer);
+    ++file.in_flight;
+    if (auto loaded = load(*cell); !loaded)
+        fail(std::move(loaded.error()));
+    if (!error_ && !cell->transfers.empty()) {
+        submit_cell(std::move(cell));
+    } else {
+        ended_.push_back(std::move(cell));
+        schedule_turn();
+    }
 }
 
 void CellPipeline::submit_cell(std::shared_ptr<Cell> cell) {
@@ -95,18 +122,22 @@ void CellPipeline::submit_cell(std::shared_ptr<Cell> cell) {
                         .minimum = needed_end - transfer.range.begin};
         batch.push_back(
             {std::move(request),
-             [self = shared_from_this(), cell, range = transfer.range](Completion completion) {
-                 if (completion.error)
-                     self->fail(
-                         to_error({.op = self->op_, .length = range.size(), .offset = range.begin},
-                                  completion, self->files_[cell->file].path));
-                 --self->in_flight_;
-                 if (--cell->transfers_left == 0)
-                     self->end_cell(*cell);
-                 self->settle();
-             }});
+             [self = shared_from_this(), cell, range = transfer.range](
+                 const Completion& completion) { self->end_transfer(cell, range, completion); }});
     }
     reactor_.submit(batch);
+}
+
+void CellPipeline::end_transfer(std::shared_ptr<Cell> cell, ByteRange range,
+                                const Completion& completion) {
+    if (completion.error)
+        fail(to_error({.op = op_, .length = range.size(), .offset = range.begin}, completion,
+                      files_[cell->file].path));
+    --in_flight_;
+    if (--cell->transfers_left == 0) {
+        ended_.push_back(std::move(cell));
+        schedule_turn();
+    }
 }
 
 void CellPipeline::end_cell(Cell& cell) {
@@ -114,7 +145,6 @@ void CellPipeline::end_cell(Cell& cell) {
     if (!error_)
         if (auto unloaded = unload(cell); !unloaded)
             fail(std::move(unloaded.error()));
-    cell.buffer = {};
     --file.in_flight;
     if (error_)
         return;
@@ -127,9 +157,7 @@ void CellPipeline::end_cell(Cell& cell) {
 }
 
 void CellPipeline::settle() {
-    if (in_flight_ != 0 || acquiring_ || !cells_started_)
-        return;
-    if (error_ || file_ == files_.size())
+    if (in_flight_ == 0 && ended_.empty() && !acquiring_ && cells_started_ && !more_cells())
         on_idle();
 }
 

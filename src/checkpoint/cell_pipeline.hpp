@@ -1,16 +1,18 @@
 // Moves the cells of a request plan through the buffer pool: acquire a buffer, move the bytes between memory
 // and image, transfer, release. What a save and a load have in common.
 //
-//   1. One cell at a time asks the pool for a buffer; as many are in flight as there are buffers.
-//   2. load() of the cell says which transfers it needs; a save fills the image in it.
-//   3. The transfers go to the reactor as one batch. When the last has ended, unload() (a load checks and
-//      copies out), and the buffer goes back.
+//   1. A buffer from the pool and the next cell meet in load(), which says what to transfer; a save fills the
+//      image in it. The transfers go to the reactor as one batch.
+//   2. When the last has ended, the cell waits for its turn in unload(); a load checks and copies out there.
+//   3. A turn unloads one cell and loads one into the buffer that became free (unless others wait for it):
+//      one copy, then the loop goes round, so that the disk gets its next request between two copies and
+//      not after all of them.
 //   4. The first error stops new cells; idle() follows when all that was in flight has ended.
-// All of it on the reactor's executor, one step a turn, so that submissions leave between two copies. The
-// copy runs there too: the buffer is hot in that core's cache and a single thread copies and digests faster
-// than a disk writes (measured: a second thread only costs).
+// All of it on the reactor's executor. The copy runs there too: the buffer is hot in that core's cache and a
+// single thread copies and digests faster than a disk writes (measured: a second thread only costs).
 #pragma once
 
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -78,10 +80,14 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     std::uint64_t total_bytes_ = 0;
 
   private:
-    void pump();
-    void step(BufferPool::Buffer buffer);
+    bool more_cells();
+    void acquire();
+    void turn(BufferPool::Buffer buffer = {});
+    void schedule_turn();
+    void load_next(BufferPool::Buffer buffer);
     void submit_cell(std::shared_ptr<Cell> cell);
     void end_cell(Cell& cell);
+    void end_transfer(std::shared_ptr<Cell> cell, ByteRange range, const Completion& completion);
     void settle();
 
     Opcode op_;
@@ -89,7 +95,9 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     std::size_t file_ = 0;
     std::size_t in_flight_ = 0;
     std::uint64_t done_bytes_ = 0;
+    std::deque<std::shared_ptr<Cell>> ended_;
     bool acquiring_ = false;
+    bool turn_scheduled_ = false;
     bool cells_started_ = false;
 };
 

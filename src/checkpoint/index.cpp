@@ -12,7 +12,8 @@ std::string index_text(const WeightMap& weight_map, std::uint64_t total_size) {
         "{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total_size);
     bool first = true;
     for (const auto& [fqn, file] : weight_map) {
-        out += fmt::format("{}\n    {}: {}", first ? "" : ",", json_string(fqn), json_string(file));
+        fmt::format_to(std::back_inserter(out), "{}\n    {}: {}", first ? "" : ",",
+                       json_string(fqn), json_string(file));
         first = false;
     }
     out += first ? "}\n}\n" : "\n  }\n}\n";

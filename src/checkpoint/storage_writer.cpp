@@ -2,7 +2,8 @@
 
 #include <algorithm>
 #include <bit>
-#include <set>
+#include <unordered_map>
+#include <unordered_set>
 
 #include <fmt/format.h>
 
@@ -54,14 +55,17 @@ StoragePlan storage_of(const Attempt& attempt, std::size_t rank, FileLayout layo
 
 // A full file has no place for a byte that nobody writes.
 Result<void> check_coverage(const std::vector<SavePlan>& plans) {
-    std::map<std::string_view, std::pair<const WriteItem*, std::vector<ChunkStorageMetadata>>>
-        tensors;
+    struct Tensor {
+        const WriteItem* first = nullptr;
+        std::vector<ChunkStorageMetadata> chunks;
+    };
+    std::unordered_map<std::string_view, Tensor> tensors;
     for (const SavePlan& plan : plans)
         for (const WriteItem& item : plan.items) {
-            auto& [first, chunks] = tensors[item.fqn];
-            if (first == nullptr)
-                first = &item;
-            if (item.dtype != first->dtype || item.size != first->size)
+            Tensor& tensor = tensors[item.fqn];
+            if (tensor.first == nullptr)
+                tensor.first = &item;
+            if (item.dtype != tensor.first->dtype || item.size != tensor.first->size)
                 return std::unexpected(
                     Error{.code = Errc::plan_shape_mismatch,
                           .operation = "prepare global plan",
@@ -69,10 +73,10 @@ Result<void> check_coverage(const std::vector<SavePlan>& plans) {
                           .detail = fmt::format("rank {} plans another dtype or size than a rank "
                                                 "before it",
                                                 plan.rank)});
-            chunks.push_back(item.chunk);
+            tensor.chunks.push_back(item.chunk);
         }
     for (const auto& [fqn, tensor] : tensors)
-        if (auto tiled = check_tiling(std::string(fqn), tensor.first->size, tensor.second); !tiled)
+        if (auto tiled = check_tiling(std::string(fqn), tensor.first->size, tensor.chunks); !tiled)
             return tiled;
     return {};
 }
@@ -156,7 +160,17 @@ Result<void> HuggingFaceStorageWriter::reset(std::string path) {
 }
 
 Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) const {
-    std::set<MetadataIndex> seen;
+    const auto hash = [](const WriteItem* item) {
+        std::size_t value = std::hash<std::string>{}(item->fqn);
+        for (const std::uint64_t offset : item->chunk.offsets)
+            value = value * 0x9E3779B97F4A7C15 + offset; // Knuth's multiplicative hash
+        return value;
+    };
+    const auto equal = [](const WriteItem* a, const WriteItem* b) {
+        return a->fqn == b->fqn && a->chunk.offsets == b->chunk.offsets;
+    };
+    std::unordered_set<const WriteItem*, decltype(hash), decltype(equal)> seen(plan.items.size(),
+                                                                               hash, equal);
     for (const WriteItem& item : plan.items) {
         const auto bad = [&](Errc code, std::string detail) {
             return std::unexpected(
@@ -172,7 +186,7 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
             if (item.chunk.offsets[d] > item.size[d] ||
                 item.chunk.sizes[d] > item.size[d] - item.chunk.offsets[d])
                 return bad(Errc::plan_out_of_bounds, fmt::format("in dimension {}", d));
-        if (!seen.insert(item.index()).second)
+        if (!seen.insert(&item).second)
             return bad(Errc::plan_duplicate_item, "this rank plans the same chunk twice");
     }
     return plan;
@@ -270,7 +284,7 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
     if (impl_->options.layout == FileLayout::full) {
         WeightMap weight_map;
         for (const auto& [fqn, file] : attempt.layout.weight_map)
-            weight_map.emplace(fqn, attempt.layout.files[file].file.name);
+            weight_map.emplace_hint(weight_map.end(), fqn, attempt.layout.files[file].file.name);
         input.index = index_text(weight_map, attempt.layout.total_size);
         manifest->index =
             ManifestIndex{.file_bytes = input.index.size(), .digest = digest_of(input.index)};

@@ -6,6 +6,8 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include "safetensors/json_string.hpp"
+
 namespace safering::checkpoint {
 
 namespace {
@@ -52,7 +54,9 @@ std::uint64_t digest_of(std::string_view bytes) {
 }
 
 std::string json_string(std::string_view text) {
-    return nlohmann::json(text).dump();
+    std::string out;
+    safetensors::append_json_string(out, text);
+    return out;
 }
 
 std::string seal_json(std::string body) {

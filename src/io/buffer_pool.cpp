@@ -189,6 +189,11 @@ void BufferPool::give_back(std::byte* data) {
     deliver(std::move(next), Buffer(this, data));
 }
 
+bool BufferPool::contended() const {
+    const std::lock_guard lock(state_->mutex);
+    return !state_->waiting.empty();
+}
+
 std::size_t BufferPool::buffer_bytes() const {
     return state_->buffer_bytes;
 }

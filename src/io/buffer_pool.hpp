@@ -44,6 +44,9 @@ class BufferPool {
     /// first served, on the thread that returns it. A waiter must not block.
     void acquire(std::move_only_function<void(Buffer)> on_buffer);
 
+    /// Whether somebody waits for a buffer: a holder with more to do gives back instead of reusing.
+    bool contended() const;
+
     std::size_t buffer_bytes() const;
     unsigned count() const;
     bool huge_pages() const;

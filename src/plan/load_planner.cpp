@@ -7,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "plan/chunk_index.hpp"
+#include "plan/sorted.hpp"
 #include "plan/text.hpp"
 #include "plan/tiling.hpp"
 
@@ -127,11 +128,9 @@ DefaultLoadPlanner::DefaultLoadPlanner(std::vector<LocalDestination> tensors)
             tensor.offsets.assign(tensor.size.size(), 0);
         }
     // Those without elements, which no item names, behind one that begins at the same place.
-    std::stable_sort(tensors_.begin(), tensors_.end(),
-                     [](const LocalDestination& a, const LocalDestination& b) {
-                         return key(a) != key(b) ? key(a) < key(b)
-                                                 : is_empty(a.data.shape) < is_empty(b.data.shape);
-                     });
+    plan::sort_by(tensors_, [](const LocalDestination& destination) {
+        return std::tuple_cat(key(destination), std::tuple(is_empty(destination.data.shape)));
+    });
 }
 
 Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata) const {

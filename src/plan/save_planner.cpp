@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "plan/sorted.hpp"
 #include "plan/text.hpp"
 
 namespace safering {
@@ -30,8 +31,7 @@ DefaultSavePlanner::DefaultSavePlanner(std::vector<LocalTensor> tensors, std::ui
             tensor.size = tensor.data.shape;
             tensor.offsets.assign(tensor.size.size(), 0);
         }
-    std::stable_sort(tensors_.begin(), tensors_.end(),
-                     [](const LocalTensor& a, const LocalTensor& b) { return key(a) < key(b); });
+    plan::sort_by(tensors_, [](const LocalTensor& tensor) { return key(tensor); });
 }
 
 SavePlan DefaultSavePlanner::create_local_plan() const {
@@ -50,9 +50,12 @@ SavePlan DefaultSavePlanner::create_local_plan() const {
 
 Result<TensorView> DefaultSavePlanner::resolve_data(const WriteItem& item) {
     const auto wanted = key(item.fqn, item.chunk.offsets, item.chunk.sizes);
-    const auto found =
-        std::lower_bound(tensors_.begin(), tensors_.end(), wanted,
-                         [](const LocalTensor& a, const auto& b) { return key(a) < b; });
+    // Items come in plan order, which is ours, less what other ranks save: look at the next one first.
+    auto found = tensors_.begin() + static_cast<std::ptrdiff_t>(next_);
+    if (found == tensors_.end() || key(*found) != wanted)
+        found = std::lower_bound(tensors_.begin(), tensors_.end(), wanted,
+                                 [](const LocalTensor& a, const auto& b) { return key(a) < b; });
+    next_ = static_cast<std::size_t>(found - tensors_.begin()) + (found != tensors_.end() ? 1 : 0);
     if (found == tensors_.end() || key(*found) != wanted || found->data.dtype != item.dtype) {
         auto error = fail(Errc::plan_shape_mismatch, "resolve data",
                           fmt::format("this rank has no {} chunk {} of it; resolve only items of "
