@@ -51,6 +51,7 @@ class SAFERING_API HuggingFaceStorageReader {
     /// `path`: a directory or one *.safetensors file. Nothing is touched yet.
     explicit HuggingFaceStorageReader(std::string path, ReaderOptions options = {},
                                       std::shared_ptr<Reactor> reactor = nullptr);
+    /// Waits for loads in flight. Not from the reactor's thread.
     ~HuggingFaceStorageReader();
     HuggingFaceStorageReader(HuggingFaceStorageReader&&) noexcept;
     HuggingFaceStorageReader& operator=(HuggingFaceStorageReader&&) noexcept;

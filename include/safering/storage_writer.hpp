@@ -64,7 +64,8 @@ class SAFERING_API HuggingFaceStorageWriter {
     /// one is made at first use. A reactor may serve several writers and readers at a time.
     explicit HuggingFaceStorageWriter(std::string path, WriterOptions options = {},
                                       std::shared_ptr<Reactor> reactor = nullptr);
-    /// Aborts an attempt that was not finished.
+    /// Waits for writes in flight and aborts an attempt that was not finished. Not from the reactor's thread,
+    /// and on an embedder's io_context not after it has stopped running.
     ~HuggingFaceStorageWriter();
     HuggingFaceStorageWriter(HuggingFaceStorageWriter&&) noexcept;
     HuggingFaceStorageWriter& operator=(HuggingFaceStorageWriter&&) noexcept;
@@ -97,8 +98,8 @@ class SAFERING_API HuggingFaceStorageWriter {
     /// Coordinator. The metadata commit: results of all ranks must cover the plan exactly once and belong to
     /// this attempt; manifest and index are written, everything is made durable, and one rename makes the
     /// checkpoint appear. `metadata` is what create_global_plan gave (DCP passes it; the files are described
-    /// by the plan that prepare_global_plan saw). Blocks; not from the reactor's thread. Errors leave an
-    /// older checkpoint intact, and this attempt is removed.
+    /// by the plan that prepare_global_plan saw). Blocks; not from the reactor's thread. An error before
+    /// the commit point leaves an older checkpoint intact, and this attempt is removed; one after it says so.
     Result<SaveReport> finish(const Metadata& metadata, std::vector<WriteResults> results);
 
     /// Removes an unfinished attempt. Ranks that still write to it get errors.

@@ -39,16 +39,17 @@ std::optional<std::string> parse_attempt_directory_name(std::string_view name,
     return std::string(attempt);
 }
 
-TargetPath make_target_path(const std::string& path) {
+TargetPath make_target_path(const std::string& path, LastLink last) {
     std::error_code error;
-    std::filesystem::path full = std::filesystem::absolute(path, error);
-    // Resolves links, so that the attempt lies on the file system of the real directory; what does not
-    // exist yet stays as it is.
-    if (auto resolved = std::filesystem::weakly_canonical(full, error); !error)
-        full = resolved;
-    full = full.lexically_normal();
+    std::filesystem::path full = std::filesystem::absolute(path, error).lexically_normal();
     if (!full.has_filename() && full.has_relative_path())
-        full = full.parent_path();
+        full = full.parent_path(); // a trailing slash
+    // Resolved, so that the attempt lies on the file system of the real directory; what does not exist yet
+    // stays as it is.
+    std::filesystem::path resolved = std::filesystem::weakly_canonical(
+        last == LastLink::follow ? full : full.parent_path(), error);
+    if (!error)
+        full = last == LastLink::follow ? resolved : resolved / full.filename();
     return {full.string(), full.parent_path().string(), full.filename().string()};
 }
 

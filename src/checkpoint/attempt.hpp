@@ -21,14 +21,17 @@ std::optional<std::string> parse_attempt_directory_name(std::string_view name,
 
 /// A directory and its last component: what the commit renames in, and what.
 struct TargetPath {
-    /// Absolute, lexically normal, links of the existing part resolved; no trailing slash.
+    /// Absolute, lexically normal, links resolved; no trailing slash.
     std::string path;
     std::string parent;
     std::string name;
 
     std::string attempt_directory(std::string_view attempt) const;
 };
-TargetPath make_target_path(const std::string& path);
+/// Links of the last component: followed to the directory that they mean, or kept, so that a file that
+/// replaces a link replaces the link and not what it points at.
+enum class LastLink { follow, keep };
+TargetPath make_target_path(const std::string& path, LastLink last = LastLink::follow);
 
 std::string join(const std::string& directory, const std::string& name);
 /// One path component that a checkpoint may name: not empty, no slash, no NUL, not "." or "..".

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "checkpoint/commit.hpp"
 #include "checkpoint/perform.hpp"
 
 namespace safering::checkpoint {
@@ -102,9 +103,13 @@ std::vector<std::string> remove_older_attempts(Reactor& reactor, const TargetPat
     const auto listed = perform(reactor, {.op = Opcode::list, .path = target.parent});
     if (!listed)
         return {"older attempts were not looked for: " + listed.error().message()};
+    // A switch that is not finished reads from its attempt's directory.
+    const auto redo = read_redo_record(reactor, target.path);
+    const std::string needed = redo && *redo ? (*redo)->directory : std::string();
     for (const DirectoryEntry& entry : listed->entries) {
         const auto other = parse_attempt_directory_name(entry.name, target.name);
-        if (!other || *other >= attempt || entry.kind != FileKind::directory)
+        if (!other || *other >= attempt || entry.kind != FileKind::directory ||
+            entry.name == needed)
             continue;
         if (auto removed = remove_attempt_directory(reactor, join(target.parent, entry.name));
             !removed)

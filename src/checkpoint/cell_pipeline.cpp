@@ -11,6 +11,34 @@ CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress)
     : reactor_(reactor), op_(op), progress_(std::move(progress)) {}
 CellPipeline::~CellPipeline() = default;
 
+Result<void> CellPipeline::make_buffers(Reactor& reactor) {
+    try {
+        (void)reactor.buffers();
+    } catch (const Exception& exception) {
+        return std::unexpected(exception.error());
+    }
+    return {};
+}
+
+std::vector<ByteRange> CellPipeline::runs_of(const Cell& cell) const {
+    if (!cell.request->gaps)
+        return {cell.request->range};
+    std::vector<ByteRange> runs;
+    for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
+        if (!segment.strided) {
+            runs.push_back(segment.range);
+            continue;
+        }
+        const std::uint64_t begin = tensor_begin_of(segment.item);
+        const ByteRange window{segment.range.begin - begin, segment.range.end - begin};
+        box_of(segment.item).for_each_run(window, [&](ByteRange run) {
+            runs.push_back(run.shifted(begin));
+        });
+    }
+    std::ranges::sort(runs);
+    return runs;
+}
+
 void CellPipeline::start_cells() {
     cells_started_ = true;
     for (const File& file : files_)
@@ -96,20 +124,25 @@ void CellPipeline::load_next(BufferPool::Buffer buffer) {
     if (auto loaded = load(*cell); !loaded)
         fail(std::move(loaded.error()));
     if (!error_ && !cell->transfers.empty()) {
-        submit_cell(std::move(cell));
+        submit_transfers(cell);
     } else {
         ended_.push_back(std::move(cell));
         schedule_turn();
     }
 }
 
-void CellPipeline::submit_cell(std::shared_ptr<Cell> cell) {
+// A cell of short runs may have a million transfers; the reactor gets them in slices.
+void CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
+    constexpr std::size_t at_once = 512;
     File& file = files_[cell->file];
-    cell->transfers_left = cell->transfers.size();
-    in_flight_ += cell->transfers.size();
+    const std::size_t first = cell->submitted;
+    cell->submitted = std::min(first + at_once, cell->transfers.size());
+    cell->transfers_left = cell->submitted - first;
+    in_flight_ += cell->transfers_left;
     std::vector<Reactor::Submission> batch;
-    batch.reserve(cell->transfers.size());
-    for (const plan::Transfer& transfer : cell->transfers) {
+    batch.reserve(cell->transfers_left);
+    for (std::size_t i = first; i < cell->submitted; ++i) {
+        const plan::Transfer& transfer = cell->transfers[i];
         (transfer.direct ? file.direct_used : file.buffered_used) = true;
         const std::uint64_t needed_end = op_ == Opcode::read
                                              ? std::min(transfer.range.end, file.file_bytes)
@@ -128,16 +161,20 @@ void CellPipeline::submit_cell(std::shared_ptr<Cell> cell) {
     reactor_.submit(batch);
 }
 
-void CellPipeline::end_transfer(std::shared_ptr<Cell> cell, ByteRange range,
+void CellPipeline::end_transfer(const std::shared_ptr<Cell>& cell, ByteRange range,
                                 const Completion& completion) {
     if (completion.error)
         fail(to_error({.op = op_, .length = range.size(), .offset = range.begin}, completion,
                       files_[cell->file].path));
     --in_flight_;
-    if (--cell->transfers_left == 0) {
-        ended_.push_back(std::move(cell));
-        schedule_turn();
+    if (--cell->transfers_left != 0)
+        return;
+    if (!error_ && cell->submitted < cell->transfers.size()) {
+        submit_transfers(cell);
+        return;
     }
+    ended_.push_back(cell);
+    schedule_turn();
 }
 
 void CellPipeline::end_cell(Cell& cell) {

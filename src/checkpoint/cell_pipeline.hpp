@@ -7,7 +7,7 @@
 //   3. A turn unloads one cell and loads one into the buffer that became free (unless others wait for it):
 //      one copy, then the loop goes round, so that the disk gets its next request between two copies and
 //      not after all of them.
-//   4. The first error stops new cells; idle() follows when all that was in flight has ended.
+//   4. The first error stops new cells; on_idle() follows when all that was in flight has ended.
 // All of it on the reactor's executor. The copy runs there too: the buffer is hot in that core's cache and a
 // single thread copies and digests faster than a disk writes (measured: a second thread only costs).
 #pragma once
@@ -22,6 +22,7 @@
 #include <safering/reactor.hpp>
 
 #include "io/buffer_pool.hpp"
+#include "plan/box.hpp"
 #include "plan/request_planner.hpp"
 
 namespace safering::checkpoint {
@@ -49,6 +50,8 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         /// File offset of the buffer's first byte.
         std::uint64_t image_begin = 0;
         std::vector<plan::Transfer> transfers;
+        /// Transfers handed to the reactor, and those that have not ended.
+        std::size_t submitted = 0;
         std::size_t transfers_left = 0;
     };
     using Progress = std::function<void(std::uint64_t, std::uint64_t)>;
@@ -61,17 +64,24 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     /// Sets cell.image_begin and cell.transfers.
     virtual Result<void> load(Cell& cell) = 0;
     virtual Result<void> unload(Cell& cell) = 0;
+    /// The box of an item in its stored tensor, and where that begins in the file; for strided items only.
+    virtual plan::FileBox box_of(std::uint32_t item) const = 0;
+    virtual std::uint64_t tensor_begin_of(std::uint32_t item) const = 0;
     /// The last cell of a file has ended, all of them well.
     virtual void on_file_done(std::size_t file) = 0;
     /// Nothing is in flight and nothing will be issued any more: all cells have ended, or one has failed.
     virtual void on_idle() = 0;
 
+    /// Makes the reactor's buffers on the caller's thread, where a failure can be reported (and paid for).
+    static Result<void> make_buffers(Reactor& reactor);
     /// Starts on the files in order. On the executor.
     void start_cells();
     /// Submits something beside the cells; idle() waits for it too. An error of it fails the pipeline.
     void submit_other(Request request, std::string path,
                       std::function<void(const Completion&)> on_complete = {});
     void fail(Error error);
+    /// The bytes of a cell that belong to its segments, rising.
+    std::vector<ByteRange> runs_of(const Cell& cell) const;
 
     Reactor& reactor_;
     std::vector<File> files_;
@@ -85,9 +95,10 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     void turn(BufferPool::Buffer buffer = {});
     void schedule_turn();
     void load_next(BufferPool::Buffer buffer);
-    void submit_cell(std::shared_ptr<Cell> cell);
+    void submit_transfers(const std::shared_ptr<Cell>& cell);
     void end_cell(Cell& cell);
-    void end_transfer(std::shared_ptr<Cell> cell, ByteRange range, const Completion& completion);
+    void end_transfer(const std::shared_ptr<Cell>& cell, ByteRange range,
+                      const Completion& completion);
     void settle();
 
     Opcode op_;

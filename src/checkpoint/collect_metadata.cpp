@@ -113,8 +113,16 @@ class Collecting {
     Result<void> add_chunk(std::uint32_t f, std::size_t t, Shape offsets, bool sharded) {
         const StoredFile& file = files_[f];
         const safetensors::TensorEntry& entry = file.header.tensors[t];
-        auto [found, inserted] = out_.tensors.try_emplace(entry.name);
-        TensorStorageMetadata& tensor = found->second;
+        for (std::size_t d = 0; d < offsets.size(); ++d) {
+            std::uint64_t end = 0;
+            if (__builtin_add_overflow(offsets[d], entry.shape[d], &end))
+                return bad_sharding(file, entry.name, "offset and size overflow");
+        }
+        // With a hint, since files hold their names in order more often than not.
+        const std::size_t before = out_.tensors.size();
+        TensorStorageMetadata& tensor =
+            out_.tensors.try_emplace(out_.tensors.end(), entry.name)->second;
+        const bool inserted = out_.tensors.size() != before;
         if (inserted) {
             tensor.dtype = entry.dtype;
             tensor.size = Shape(entry.shape.size(), 0);
@@ -135,12 +143,8 @@ class Collecting {
                                             name(entry.dtype), entry.shape.size(), other,
                                             name(tensor.dtype), tensor.size.size()));
         }
-        for (std::size_t d = 0; d < offsets.size(); ++d) {
-            std::uint64_t end = 0;
-            if (__builtin_add_overflow(offsets[d], entry.shape[d], &end))
-                return conflict("offset and size overflow");
-            tensor.size[d] = std::max(tensor.size[d], end);
-        }
+        for (std::size_t d = 0; d < offsets.size(); ++d)
+            tensor.size[d] = std::max(tensor.size[d], offsets[d] + entry.shape[d]);
         tensor.chunks.push_back({std::move(offsets), entry.shape});
         tensor.storage.push_back({f, file.tensor_range(t).begin, entry.data.size()});
         return {};

@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include "checkpoint/attempt_directory.hpp"
+#include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/strict_json.hpp"
 
@@ -23,9 +25,10 @@ bool failed_with(const Completion& completion, std::errc condition) {
 } // namespace
 
 std::string to_text(const RedoRecord& record) {
-    return seal_json(fmt::format(R"({{"safering_redo":1,"attempt":"{}","move":{},"remove":{})",
-                                 record.attempt, names_text(record.move),
-                                 names_text(record.remove)));
+    return seal_json(
+        fmt::format(R"({{"safering_redo":1,"attempt":"{}","directory":{},"move":{},"remove":{})",
+                    record.attempt, json_string(record.directory), names_text(record.move),
+                    names_text(record.remove)));
 }
 
 Result<RedoRecord> parse_redo_record(std::string_view text, const std::string& file) {
@@ -46,6 +49,7 @@ Result<RedoRecord> parse_redo_record(std::string_view text, const std::string& f
             return bad(Errc::checkpoint_bad_manifest,
                        "unknown format version; a newer safering may read it");
         record.attempt = root->at("attempt").get<std::string>();
+        record.directory = root->at("directory").get<std::string>();
         record.move = root->at("move").get<std::vector<std::string>>();
         record.remove = root->at("remove").get<std::vector<std::string>>();
     } catch (const nlohmann::json::exception& error) {
@@ -53,6 +57,11 @@ Result<RedoRecord> parse_redo_record(std::string_view text, const std::string& f
     }
     if (!is_attempt_id(record.attempt))
         return bad(Errc::checkpoint_bad_manifest, "attempt is not 32 hex digits");
+    if (!is_plain_component(record.directory) ||
+        !record.directory.ends_with("." + record.attempt + ".tmp"))
+        return bad(
+            Errc::checkpoint_unsafe_name,
+            fmt::format("\"{}\" is no directory of this attempt", escaped(record.directory)));
     for (const auto* names : {&record.move, &record.remove})
         for (const std::string& name : *names)
             if (!is_safe_file_name(name) && name != manifest_name && name != index_name)
@@ -82,14 +91,18 @@ void StepMachine::complete(std::span<const Completion> completions) {
         advance(completions);
 }
 
-RedoSwitch::RedoSwitch(TargetPath target, RedoRecord record)
+RedoSwitch::RedoSwitch(TargetPath target, RedoRecord record, Part part)
     : target_(std::move(target)), record_(std::move(record)),
-      attempt_directory_(target_.attempt_directory(record_.attempt)) {}
+      attempt_directory_(join(target_.parent, record_.directory)),
+      phase_(part == Part::move_in ? Phase::move : Phase::unlink_stale),
+      end_(part == Part::move_in ? Phase::unlink_stale : Phase::done) {}
 
 std::vector<Request> RedoSwitch::step() {
     const Request sync_target{.op = Opcode::sync_directory, .path = target_.path};
     if (phase_ == Phase::move && moved_ == record_.move.size())
         phase_ = Phase::sync_moved;
+    if (phase_ == end_)
+        return {};
     if (phase_ == Phase::unlink_stale && record_.remove.empty())
         phase_ = Phase::unlink_redo; // nothing has changed since the last sync
     switch (phase_) {
@@ -110,9 +123,6 @@ std::vector<Request> RedoSwitch::step() {
     case Phase::unlink_redo:
         return {{.op = Opcode::unlink, .path = join(target_.path, std::string(redo_name))}};
     case Phase::sync_target: return {sync_target};
-    case Phase::remove_attempt:
-        return {{.op = Opcode::remove_directory, .path = attempt_directory_}};
-    case Phase::sync_parent: return {{.op = Opcode::sync_directory, .path = target_.parent}};
     case Phase::done: break;
     }
     return {};
@@ -135,7 +145,8 @@ bool RedoSwitch::tolerated(const Request& request, const Completion& completion)
 MetadataCommit::MetadataCommit(CommitInput input)
     : input_(std::move(input)),
       attempt_directory_(input_.target.attempt_directory(input_.attempt)) {
-    redo_ = {input_.attempt, input_.data_files, input_.stale};
+    redo_ = {input_.attempt, attempt_directory_name(input_.target.name, input_.attempt),
+             input_.data_files, input_.stale};
     redo_.move.emplace_back(manifest_name);
     if (!input_.index.empty())
         redo_.move.emplace_back(index_name);
@@ -238,9 +249,8 @@ Result<void> drive(Reactor& reactor, StepMachine& machine) {
 }
 
 Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory) {
-    constexpr std::uint64_t limit_bytes = std::uint64_t{256} << 20; // millions of file names
     const std::string path = join(directory, std::string(redo_name));
-    auto text = read_small_file(reactor, path, OpenMode::read_strict, limit_bytes);
+    auto text = read_small_file(reactor, path, OpenMode::read_strict, record_limit_bytes);
     if (!text && text.error().code == std::errc::no_such_file_or_directory)
         return std::nullopt;
     if (!text)
@@ -251,14 +261,68 @@ Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::
     return std::optional(std::move(*record));
 }
 
+namespace {
+
+// Whether the target holds the manifest of this attempt, which moves in after all data files.
+Result<bool> has_manifest_of(Reactor& reactor, const TargetPath& target,
+                             const std::string& attempt) {
+    const std::string path = join(target.path, std::string(manifest_name));
+    auto text = read_small_file(reactor, path, OpenMode::read_strict, record_limit_bytes);
+    if (!text && text.error().code == std::errc::no_such_file_or_directory)
+        return false;
+    if (!text)
+        return std::unexpected(std::move(text.error()));
+    const auto manifest = parse_manifest(*text, path);
+    return manifest && manifest->attempt == attempt;
+}
+
+} // namespace
+
+Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRecord& record,
+                        std::vector<std::string>& notes) {
+    RedoSwitch move(target, record, RedoSwitch::Part::move_in);
+    if (auto moved = drive(reactor, move); !moved)
+        return moved;
+    // Somebody else may have finished it meanwhile, and saved again: then there is nothing to clean up.
+    auto current = read_redo_record(reactor, target.path);
+    if (!current)
+        return std::unexpected(std::move(current.error()));
+    if (!*current || **current != record)
+        return {};
+    auto moved_in = has_manifest_of(reactor, target, record.attempt);
+    if (!moved_in)
+        return std::unexpected(std::move(moved_in.error()));
+    const std::string attempt_directory = join(target.parent, record.directory);
+    if (!*moved_in)
+        return std::unexpected(Error{
+            .code = Errc::checkpoint_conflict,
+            .operation = "finish switch",
+            .file = target.path,
+            .detail = fmt::format("a committed save is still to be moved in from {}, which is not "
+                                  "there; bring it beside the checkpoint, or remove {} to go back "
+                                  "to what the checkpoint held before",
+                                  attempt_directory, redo_name)});
+    RedoSwitch clean_up(target, record, RedoSwitch::Part::clean_up);
+    if (auto cleaned = drive(reactor, clean_up); !cleaned)
+        return cleaned;
+    // From here on the switch is done; what stays is litter.
+    auto removed = remove_attempt_directory(reactor, attempt_directory);
+    if (!removed)
+        notes.push_back(removed.error().message());
+    auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = target.parent});
+    if (!synced)
+        notes.push_back(synced.error().message());
+    return {};
+}
+
 Result<bool> finish_switch(Reactor& reactor, const TargetPath& target) {
     auto record = read_redo_record(reactor, target.path);
     if (!record)
         return std::unexpected(std::move(record.error()));
     if (!*record)
         return false;
-    RedoSwitch machine(target, std::move(**record));
-    if (auto done = drive(reactor, machine); !done)
+    std::vector<std::string> notes; // a leftover is the next save's to clean away
+    if (auto done = run_switch(reactor, target, **record, notes); !done)
         return std::unexpected(std::move(done.error()));
     return true;
 }

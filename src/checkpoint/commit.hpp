@@ -8,14 +8,16 @@
 //   3 rename A -> target, never replacing        3 rename A/redo -> target/redo
 //   4 fsync the parent        <- COMMITTED ->    4 fsync A and the target directory
 //                                                5 rename A/f -> target/f: data, then manifest, then index
-//                                                6 fsync A and the target directory
+//                                                6 fsync A and the target directory; look whether the
+//                                                  manifest in the target is the new one
 //                                                7 unlink what the replaced checkpoint alone had
 //                                                8 fsync the target, unlink the redo record, fsync the target
 //                                                9 remove A, fsync the parent
 // A rename across directories counts as durable when both are: POSIX promises no more, whatever journals do.
 // A crash before the commit point leaves the old checkpoint (or none) and a stale A. After it, our reader
 // sees the redo record and takes each file from A while it is still there, from the target once it has moved;
-// whoever may write finishes steps 5 to 9 first. Each of those may be repeated from the start. Files that
+// whoever may write finishes steps 5 to 9 first. Each of those may be repeated from the start, and nothing is
+// unlinked before the new checkpoint is seen to be there (A may have been left behind by a move). Files that
 // belong to no checkpoint are not touched.
 #pragma once
 
@@ -33,6 +35,8 @@ namespace safering::checkpoint {
 /// What a switch that has been committed still has to do. Stored in the target under redo_name.
 struct RedoRecord {
     std::string attempt;
+    /// Name of A in the target's parent; not derived from the target's, which may have been renamed since.
+    std::string directory;
     /// File names, in the order of moving.
     std::vector<std::string> move;
     std::vector<std::string> remove;
@@ -57,7 +61,7 @@ class StepMachine {
   protected:
     /// The requests of the current step, or nothing where there are no more; may skip empty steps.
     virtual std::vector<Request> step() = 0;
-    /// After a step in which nothing failed.
+    /// After every step; error() says whether it failed.
     virtual void advance(std::span<const Completion> completions) = 0;
     /// Whether this failure of this step means that the work was done already.
     virtual bool tolerated(const Request& request, const Completion& completion) const = 0;
@@ -70,11 +74,13 @@ class StepMachine {
     bool released_ = false;
 };
 
-/// Steps 5 to 9: from a durable redo record to a target that holds the new checkpoint and nothing stale.
-/// Idempotent; several may run at once.
+/// Steps 5 and 6, or 7 and 8: from a durable redo record to a target that holds the new checkpoint and nothing
+/// stale. run_switch() puts the two together. Idempotent.
 class RedoSwitch final : public StepMachine {
   public:
-    RedoSwitch(TargetPath target, RedoRecord record);
+    enum class Part { move_in, clean_up };
+
+    RedoSwitch(TargetPath target, RedoRecord record, Part part);
 
   protected:
     std::vector<Request> step() override;
@@ -89,8 +95,6 @@ class RedoSwitch final : public StepMachine {
         sync_unlinked,
         unlink_redo,
         sync_target,
-        remove_attempt,
-        sync_parent,
         done
     };
 
@@ -98,7 +102,8 @@ class RedoSwitch final : public StepMachine {
     RedoRecord record_;
     std::string attempt_directory_;
     std::size_t moved_ = 0;
-    Phase phase_ = Phase::move;
+    Phase phase_;
+    Phase end_;
 };
 
 struct CommitInput {
@@ -157,6 +162,11 @@ Result<void> drive(Reactor& reactor, StepMachine& machine);
 
 /// The redo record of a target directory, if it has one. Blocks.
 Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory);
+
+/// Steps 5 to 9. Adds to `notes` what could not be removed in step 9, when the switch is done already. Errors:
+/// those of the steps, and checkpoint_conflict where the files of A are neither in A nor in the target. Blocks.
+Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRecord& record,
+                        std::vector<std::string>& notes);
 
 /// Finishes a switch that was committed and cut off; true where there was one. Blocks.
 Result<bool> finish_switch(Reactor& reactor, const TargetPath& target);

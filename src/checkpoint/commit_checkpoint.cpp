@@ -13,8 +13,6 @@ namespace safering::checkpoint {
 
 namespace {
 
-constexpr std::uint64_t record_limit_bytes = std::uint64_t{1} << 30;
-
 Result<bool> is_directory(Reactor& reactor, const std::string& path) {
     auto status = perform(reactor, {.op = Opcode::stat, .path = path});
     if (!status && status.error().code == std::errc::no_such_file_or_directory)
@@ -54,12 +52,20 @@ Result<std::vector<std::string>> stale_files(Reactor& reactor, const CommitInput
     if (!entries)
         return std::unexpected(std::move(entries.error()));
     const std::set<std::string> listed = listed_files(reactor, input.target.path);
+    const std::set<std::string_view> fresh(input.data_files.begin(), input.data_files.end());
     std::vector<std::string> stale;
     for (const DirectoryEntry& entry : entries->entries) {
-        if (entry.kind == FileKind::directory ||
-            std::ranges::find(input.data_files, entry.name) != input.data_files.end())
+        const bool replaced = fresh.contains(entry.name) || entry.name == manifest_name ||
+                              (entry.name == index_name && !input.index.empty());
+        if (replaced && entry.kind == FileKind::directory)
+            return std::unexpected(Error{
+                .code = Errc::checkpoint_not_a_file,
+                .operation = "commit",
+                .file = join(input.target.path, entry.name),
+                .detail = "a directory has the name of a file of the checkpoint; move it away"});
+        if (replaced || entry.kind == FileKind::directory)
             continue;
-        const bool old_index = entry.name == index_name && input.index.empty();
+        const bool old_index = entry.name == index_name;
         if (old_index || listed.contains(entry.name) || plan::is_checkpoint_file_name(entry.name))
             stale.push_back(entry.name);
     }
@@ -100,8 +106,9 @@ CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
             outcome.replaced = input.target_present;
             if (!input.target_present)
                 break;
-            RedoSwitch machine(input.target, commit.redo_record());
-            if (auto switched = drive(reactor, machine); !switched) {
+            if (auto switched =
+                    run_switch(reactor, input.target, commit.redo_record(), outcome.notes);
+                !switched) {
                 switched.error().detail += "; the new checkpoint is committed, and the next open "
                                            "that may write here finishes "
                                            "moving its files";
@@ -112,7 +119,8 @@ CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
         SAFERING_ASSERT(commit.target_appeared());
         input.records_written = true;
     }
-    outcome.notes = remove_older_attempts(reactor, input.target, input.attempt);
+    std::ranges::move(remove_older_attempts(reactor, input.target, input.attempt),
+                      std::back_inserter(outcome.notes));
     return outcome;
 }
 

@@ -234,9 +234,13 @@ std::vector<SavePlan> plan_windows(const std::vector<Window>& windows) {
 
 Result<SaveReport> convert_checkpoint(const std::string& source, const std::string& destination,
                                       Reactor& reactor, const ConvertOptions& options) {
-    if (make_target_path(source).path == make_target_path(destination).path)
-        return fail(Errc::checkpoint_conflict, "convert",
-                    "source and destination are the same; choose another destination");
+    const TargetPath from = make_target_path(source);
+    const TargetPath to = make_target_path(destination);
+    if (from.path == to.path || from.parent == to.path)
+        return fail(
+            Errc::checkpoint_conflict, "convert",
+            "the destination is the source, or the directory that it stands in, where the commit "
+            "would replace it; choose another destination");
     // Borrowed: the caller's reactor outlives both.
     const std::shared_ptr<Reactor> shared(std::shared_ptr<void>(), &reactor);
     HuggingFaceStorageReader reader(source, {.verification = Verification::all}, shared);

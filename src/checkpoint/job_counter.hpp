@@ -6,6 +6,8 @@
 #include <mutex>
 #include <utility>
 
+#include <unistd.h>
+
 namespace safering::checkpoint {
 
 class JobCounter {
@@ -31,8 +33,10 @@ class JobCounter {
         JobCounter* counter_;
     };
 
-    /// Blocks. Not from the reactor's thread.
+    /// Blocks. Not from the reactor's thread. In a forked child nothing runs, and nothing is waited for.
     void wait_idle() {
+        if (::getpid() != process_)
+            return;
         std::unique_lock lock(mutex_);
         idle_.wait(lock, [this] { return running_ == 0; });
     }
@@ -41,6 +45,7 @@ class JobCounter {
     std::mutex mutex_;
     std::condition_variable idle_;
     std::size_t running_ = 0;
+    const pid_t process_ = ::getpid();
 };
 
 } // namespace safering::checkpoint

@@ -12,24 +12,16 @@ namespace safering::checkpoint {
 
 namespace {
 
-// A manifest or index of millions of tensors stays below it.
-constexpr std::uint64_t record_limit_bytes = std::uint64_t{1} << 30;
-
 // Not found, whatever else an Error may say.
 bool is_absent(const Error& error) {
     return error.code == std::errc::no_such_file_or_directory;
-}
-bool may_not_write(const Error& error) {
-    return error.code == std::errc::permission_denied ||
-           error.code == std::errc::read_only_file_system ||
-           error.code == std::errc::operation_not_permitted;
 }
 
 class Listing {
   public:
     Listing(Reactor& reactor, const std::string& path, bool strict, std::vector<Error>* findings)
-        : reactor_(reactor), target_(make_target_path(path)), strict_(strict), findings_(findings) {
-    }
+        : reactor_(reactor), target_(make_target_path(path, LastLink::keep)), strict_(strict),
+          findings_(findings) {}
 
     Result<FileList> run() {
         auto status = perform(reactor_, {.op = Opcode::stat, .path = target_.path});
@@ -45,6 +37,7 @@ class Listing {
             list_.files.emplace_back(target_.name, target_.path);
             return std::move(list_);
         }
+        target_ = make_target_path(target_.path, LastLink::follow);
         if (auto done = settle_switch(); !done)
             return std::unexpected(std::move(done.error()));
         auto entries = perform(reactor_, {.op = Opcode::list, .path = target_.path});
@@ -63,29 +56,30 @@ class Listing {
     }
 
   private:
-    // Somebody who may only read takes each file from where it is.
+    // Somebody who may only read, or has a full disk, takes each file from where it is.
     Result<void> settle_switch() {
         auto finished = finish_switch(reactor_, target_);
         if (finished)
             return {};
-        if (!may_not_write(finished.error()))
-            return std::unexpected(std::move(finished.error()));
         auto record = read_redo_record(reactor_, target_.path);
         if (!record)
             return std::unexpected(std::move(record.error()));
         if (!*record)
             return {}; // finished by somebody else meanwhile
-        attempt_directory_ = target_.attempt_directory((*record)->attempt);
+        list_.redo_attempt = (*record)->attempt;
+        attempt_directory_ = join(target_.parent, (*record)->directory);
         auto entries = perform(reactor_, {.op = Opcode::list, .path = attempt_directory_});
         if (!entries && !is_absent(entries.error()))
             return std::unexpected(std::move(entries.error()));
+        const std::set<std::string_view> to_move((*record)->move.begin(), (*record)->move.end());
         if (entries)
             for (const DirectoryEntry& entry : entries->entries)
-                if (std::ranges::find((*record)->move, entry.name) != (*record)->move.end())
+                if (to_move.contains(entry.name))
                     moved_.insert(entry.name);
         list_.notes.push_back(
-            "a finished save has not been switched in completely, and this process may "
-            "not write here; its files were read where they are");
+            "a finished save has not been switched in completely; its files were read "
+            "where they are: " +
+            finished.error().message());
         return {};
     }
 
@@ -111,6 +105,8 @@ class Listing {
         list_.source = CheckpointSource::manifest;
         const std::string path = path_of(std::string(manifest_name));
         auto text = read_record(manifest_name);
+        if (text)
+            list_.manifest_digest = digest_of(*text);
         auto manifest = text ? parse_manifest(*text, path)
                              : Result<Manifest>(std::unexpected(std::move(text.error())));
         if (!manifest) {
@@ -119,6 +115,13 @@ class Listing {
                 return reported;
             return names_.contains(std::string(index_name)) ? by_index() : by_name();
         }
+        if (!list_.redo_attempt.empty() && manifest->attempt != list_.redo_attempt)
+            return std::unexpected(Error{
+                .code = Errc::checkpoint_conflict,
+                .operation = "open checkpoint",
+                .file = target_.path,
+                .detail = fmt::format("{} speaks of a save whose files are neither here nor in {}",
+                                      redo_name, attempt_directory_)});
         for (const ManifestFile& file : manifest->files)
             if (auto added = add(file.name, manifest_name); !added)
                 return added;
@@ -196,6 +199,20 @@ class Listing {
 };
 
 } // namespace
+
+bool is_current(Reactor& reactor, const std::string& path, const FileList& list) {
+    if (!list.manifest)
+        return true;
+    const TargetPath target = make_target_path(path);
+    const auto redo = read_redo_record(reactor, target.path);
+    if (!redo || (*redo ? (*redo)->attempt : std::string()) != list.redo_attempt)
+        return false;
+    if (*redo)
+        return true; // each file is the new checkpoint's, wherever it was found
+    const auto text = read_small_file(reactor, join(target.path, std::string(manifest_name)),
+                                      OpenMode::read, record_limit_bytes);
+    return text && digest_of(*text) == list.manifest_digest;
+}
 
 Result<FileList> list_checkpoint(Reactor& reactor, const std::string& path, bool strict,
                                  std::vector<Error>* findings) {

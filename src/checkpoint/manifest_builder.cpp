@@ -6,8 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "checkpoint/planned_box.hpp"
 #include "checkpoint/strict_json.hpp"
-#include "plan/box.hpp"
 
 namespace safering::checkpoint {
 
@@ -77,16 +77,26 @@ Result<void> check_rank(const SavePlan& plan, const WriteResults& results) {
     return {};
 }
 
-Result<std::uint64_t> expected_digests(const SavePlan& plan, std::size_t i) {
+// What the result says of its bytes against what the plan's geometry says.
+Result<void> check_bytes(const SavePlan& plan, std::size_t i, const WriteResult& result) {
     const WriteItem& item = plan.items[i];
-    const bool full = plan.storage->layout == FileLayout::full;
-    auto box = plan::FileBox::make(item.dtype, full ? item.size : item.chunk.sizes,
-                                   full ? item.chunk.offsets : Shape(item.chunk.sizes.size(), 0),
-                                   item.chunk.sizes);
+    auto box = file_box(plan, item);
     if (!box)
         return std::unexpected(std::move(box.error()));
-    return cell_count(box->hull().shifted(plan.storage->placements[i].tensor_begin),
-                      plan.storage->chunk_bytes);
+    auto length = byte_size(item.dtype, stored_box(plan, item).stored);
+    if (!length)
+        return std::unexpected(std::move(length.error()));
+    if (result.size_in_bytes != box->bytes() || result.storage.length != *length)
+        return results_fault(Errc::checkpoint_results_mismatch, item.fqn,
+                             fmt::format("rank {} reports {} bytes, {} were planned", plan.rank,
+                                         result.size_in_bytes, box->bytes()));
+    const std::uint64_t digests = cell_count(
+        box->hull().shifted(plan.storage->placements[i].tensor_begin), plan.storage->chunk_bytes);
+    if (!result.digests.empty() && result.digests.size() != digests)
+        return results_fault(Errc::checkpoint_results_mismatch, item.fqn,
+                             fmt::format("rank {} reports {} digests, {} were planned", plan.rank,
+                                         result.digests.size(), digests));
+    return {};
 }
 
 } // namespace
@@ -113,15 +123,10 @@ Result<Manifest> build_manifest(const std::vector<SavePlan>& plans, const plan::
             const WriteResult& result = (*ranks)[rank]->items[i];
             if (manifest.layout == FileLayout::sharded)
                 manifest.tensors.try_emplace(item.fqn, ManifestTensor{item.dtype, item.size});
+            if (auto checked = check_bytes(plan, i, result); !checked)
+                return std::unexpected(std::move(checked.error()));
             if (result.size_in_bytes == 0)
                 continue;
-            auto digests = expected_digests(plan, i);
-            if (!digests)
-                return std::unexpected(std::move(digests.error()));
-            if (!result.digests.empty() && result.digests.size() != *digests)
-                return results_fault(Errc::checkpoint_results_mismatch, item.fqn,
-                                     fmt::format("rank {} reports {} digests, {} were planned",
-                                                 rank, result.digests.size(), *digests));
             with_digests += result.digests.empty() ? 0 : 1;
             const ItemPlacement& placement = layout.placements[rank][i];
             entries.push_back({placement.file, placement.tensor_begin, &item, &result});

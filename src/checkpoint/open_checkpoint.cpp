@@ -18,9 +18,10 @@ namespace {
 
 // Heads are read in batches of so many files; bounds memory, and keeps any disk busy.
 constexpr std::size_t heads_at_once = 64;
+// Memory for the heads that are longer than the first read, at a time.
+constexpr std::uint64_t long_heads_bytes = std::uint64_t{256} << 20;
 // The first read of a head: the whole of it for some hundred tensors.
 constexpr std::uint64_t first_read_bytes = std::uint64_t{64} << 10;
-constexpr std::uint64_t block_bytes = 4096;
 
 struct FreeMemory {
     void operator()(std::byte* memory) const { std::free(memory); }
@@ -52,6 +53,7 @@ struct Head {
                 .file = file->file.descriptor(),
                 .data = bytes.get(),
                 .length = read,
+                // 0 would mean all of `length`; an empty file never gets here.
                 .minimum = std::min(wanted, file->file_bytes()),
                 .path = file->path};
     }
@@ -62,13 +64,10 @@ class Opening {
     Opening(Reactor& reactor, bool strict, std::vector<Error>* findings)
         : reactor_(reactor), strict_(strict), findings_(findings) {}
 
-    Result<StoredCheckpoint> run(const std::string& path) {
-        auto list = list_checkpoint(reactor_, path, strict_, findings_);
-        if (!list)
-            return std::unexpected(std::move(list.error()));
+    Result<StoredCheckpoint> run(const std::string& path, const FileList* list) {
         out_.path = path;
         out_.source = list->source;
-        out_.notes = std::move(list->notes);
+        out_.notes = list->notes;
         if (list->manifest) {
             out_.attempt = list->manifest->attempt;
             out_.digests = list->manifest->digests;
@@ -125,6 +124,8 @@ class Opening {
         Error error = to_error(request, completion);
         if (completion.error == std::errc::too_many_symbolic_link_levels)
             error.detail = "it is a symbolic link, which strict reading refuses";
+        if (completion.error == std::errc::too_many_files_open)
+            error.detail = too_many_files_hint;
         return error;
     }
 
@@ -143,36 +144,48 @@ class Opening {
         return std::unexpected(std::move(error));
     }
 
-    // One batch for the first block of every file, one for the rest of the long heads.
+    // One batch for the first block of every file, then as few as memory allows for the long heads.
     Result<void> read_heads(std::vector<StoredFile> files) {
         std::vector<Head> heads;
         for (StoredFile& file : files)
             heads.push_back({.file = &file, .bytes = {}, .read = 0});
         std::vector<Head*> wanted;
         for (Head& head : heads)
-            wanted.push_back(&head);
-        std::vector<std::uint64_t> bytes(heads.size(), first_read_bytes);
-        if (auto read = read_some(wanted, bytes); !read)
+            if (head.file->file_bytes() != 0)
+                wanted.push_back(&head);
+            else if (auto parsed = parse(head); !parsed)
+                return parsed;
+        if (auto read = read_some(wanted, std::vector(wanted.size(), first_read_bytes)); !read)
             return read;
         std::vector<Head*> longer;
-        bytes.clear();
+        std::vector<std::uint64_t> bytes;
+        std::uint64_t total = 0;
         for (Head* head : wanted) {
             auto length = safetensors::parse_header_length(head->text(), head->file->file_bytes(),
                                                            head->file->path);
-            if (length && 8 + *length > first_read_bytes) {
-                longer.push_back(head);
-                bytes.push_back(8 + *length);
-            }
-        }
-        if (auto read = read_some(longer, bytes); !read)
-            return read;
-        for (Head& head : heads) {
-            if (head.bytes == nullptr)
+            if (!length || 8 + *length <= first_read_bytes) {
+                if (auto parsed = parse(*head); !parsed)
+                    return parsed;
                 continue;
-            if (auto parsed = parse(head); !parsed)
-                if (auto reported = report(findings_, std::move(parsed.error())); !reported)
-                    return reported;
+            }
+            if (!longer.empty() && total + *length > long_heads_bytes) {
+                if (auto read = read_long(longer, bytes); !read)
+                    return read;
+                longer.clear(), bytes.clear(), total = 0;
+            }
+            longer.push_back(head);
+            bytes.push_back(8 + *length);
+            total += *length;
         }
+        return read_long(longer, bytes);
+    }
+
+    Result<void> read_long(std::vector<Head*> heads, const std::vector<std::uint64_t>& bytes) {
+        if (auto read = read_some(heads, bytes); !read)
+            return read;
+        for (Head* head : heads)
+            if (auto parsed = parse(*head); !parsed)
+                return parsed;
         return {};
     }
 
@@ -196,7 +209,14 @@ class Opening {
         return {};
     }
 
+    // Takes the file over and lets go of the bytes.
     Result<void> parse(Head& head) {
+        auto taken = take(head);
+        head.bytes.reset();
+        return taken ? taken : report(findings_, std::move(taken.error()));
+    }
+
+    Result<void> take(Head& head) {
         StoredFile& file = *head.file;
         auto header = safetensors::parse_head(head.text(), file.file_bytes(), file.path);
         if (!header)
@@ -284,7 +304,23 @@ class Opening {
 
 Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& path, bool strict,
                                          std::vector<Error>* findings) {
-    return Opening(reactor, strict, findings).run(path);
+    // A checkpoint that is replaced while it is opened is opened again: its files would be of two saves.
+    constexpr int tries = 10;
+    const std::size_t found_before = findings == nullptr ? 0 : findings->size();
+    for (int i = 0; i < tries; ++i) {
+        if (findings != nullptr)
+            findings->resize(found_before);
+        auto list = list_checkpoint(reactor, path, strict, findings);
+        if (!list)
+            return std::unexpected(std::move(list.error()));
+        auto opened = Opening(reactor, strict, findings).run(path, &*list);
+        if (is_current(reactor, path, *list))
+            return opened;
+    }
+    return std::unexpected(Error{.code = Errc::checkpoint_conflict,
+                                 .operation = "open checkpoint",
+                                 .file = path,
+                                 .detail = "it is being replaced again and again"});
 }
 
 } // namespace safering::checkpoint

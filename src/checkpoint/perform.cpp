@@ -21,6 +21,15 @@ Result<std::vector<Completion>> perform_all(Reactor& reactor, std::vector<Reques
     return completions;
 }
 
+std::vector<std::string> file_system_notes(const FileSystemInfo& info) {
+    std::vector<std::string> notes;
+    if (!info.direct)
+        notes.push_back(info.type + " refuses O_DIRECT; the page cache was used");
+    if (!info.allocate)
+        notes.push_back(info.type + " refuses fallocate; a full disk shows late");
+    return notes;
+}
+
 OpenFile::OpenFile(Reactor& reactor, const Completion& opened)
     : reactor_(&reactor), descriptor_(static_cast<int>(opened.result)), status_(opened.status),
       direct_(opened.direct) {}

@@ -15,6 +15,9 @@ Result<Completion> perform(Reactor& reactor, Request request);
 /// All end before the first failure is reported.
 Result<std::vector<Completion>> perform_all(Reactor& reactor, std::vector<Request> requests);
 
+/// What a file system does not grant, in words for a report.
+std::vector<std::string> file_system_notes(const FileSystemInfo& info);
+
 /// A descriptor that is closed when it goes out of scope. What was written through it is durable by then, or
 /// given up, so that closing has nothing left to report. The reactor must outlive it.
 class OpenFile {
@@ -38,6 +41,15 @@ class OpenFile {
 
 /// Opens together; what did open is closed again where one fails.
 Result<std::vector<OpenFile>> open_all(Reactor& reactor, std::vector<Request> requests);
+
+/// The smallest unit of direct transfers that is fine on every file system that the reactor calls direct.
+inline constexpr std::uint64_t block_bytes = 4096;
+
+inline constexpr const char* too_many_files_hint =
+    "a checkpoint's files are open together; raise the limit of open files (ulimit -n)";
+
+/// What a manifest, an index or a redo record may have, at most: those of millions of tensors stay below it.
+inline constexpr std::uint64_t record_limit_bytes = std::uint64_t{1} << 30;
 
 /// A whole small file through the page cache. Errors: checkpoint_over_budget above `limit_bytes`,
 /// checkpoint_not_a_file.

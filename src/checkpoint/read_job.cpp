@@ -14,7 +14,6 @@ namespace safering::checkpoint {
 
 namespace {
 
-constexpr std::uint64_t block_bytes = 4096;
 // A gap that is cheaper to read than to skip: what a disk moves in the time of one small read.
 constexpr std::uint64_t gap_bytes = std::uint64_t{128} << 10;
 
@@ -26,6 +25,8 @@ ReadJob::ReadJob(Reactor& reactor, const StoredCheckpoint& checkpoint, ReadJobOp
 
 // A digest covers one cell of the save, so that a load that checks must work in the same cells.
 Result<void> ReadJob::choose_chunk() {
+    if (auto made = make_buffers(reactor_); !made)
+        return made;
     const std::uint64_t buffer_bytes = std::bit_floor(reactor_.info().buffer_bytes);
     chunk_bytes_ = buffer_bytes;
     if (!checkpoint_.digests)
@@ -104,6 +105,9 @@ Result<void> ReadJob::add_items(std::vector<MutableTensorView> destinations) {
                        fmt::format("the plan reads {} [{}], the destination is {} [{}]",
                                    name(tensor.dtype), fmt::join(read.lengths, ","),
                                    name(destination.dtype), fmt::join(destination.shape, ",")));
+        if (destination.data == nullptr &&
+            std::ranges::find(read.lengths, 0u) == read.lengths.end())
+            return bad(Errc::plan_shape_mismatch, "the destination is a null pointer");
         items_.push_back({&tensor, &read, std::move(destination)});
         auto copy = box_copy(items_.back());
         if (!copy)
@@ -146,29 +150,21 @@ Result<LoadReport> ReadJob::run() {
     return ended.get_future().get();
 }
 
-std::vector<ByteRange> ReadJob::runs_of(const File& file, const plan::CellRequest& request) const {
-    if (!request.gaps)
-        return {request.range};
-    std::vector<ByteRange> runs;
-    for (const plan::Segment& segment : file.plan.segments_of(request)) {
-        if (!segment.strided) {
-            runs.push_back(segment.range);
-            continue;
-        }
-        const Item& item = items_[segment.item];
-        const std::uint64_t begin = item.tensor->storage[item.read->chunk].offset;
-        const auto box =
-            plan::FileBox::make(item.tensor->dtype, item.tensor->chunks[item.read->chunk].sizes,
-                                item.read->storage_offsets, item.read->lengths);
-        SAFERING_ASSERT(box.has_value()); // made once already, when the items were added
-        const ByteRange window{segment.range.begin - begin, segment.range.end - begin};
-        box->for_each_run(window, [&](ByteRange run) { runs.push_back(run.shifted(begin)); });
-    }
-    return runs;
+plan::FileBox ReadJob::box_of(std::uint32_t index) const {
+    const Item& item = items_[index];
+    auto box = plan::FileBox::make(item.tensor->dtype, item.tensor->chunks[item.read->chunk].sizes,
+                                   item.read->storage_offsets, item.read->lengths);
+    SAFERING_ASSERT(box.has_value()); // made once already, when the items were added
+    return std::move(*box);
+}
+
+std::uint64_t ReadJob::tensor_begin_of(std::uint32_t index) const {
+    const Item& item = items_[index];
+    return item.tensor->storage[item.read->chunk].offset;
 }
 
 Result<void> ReadJob::load(Cell& cell) {
-    std::vector<ByteRange> runs = runs_of(files_[cell.file], *cell.request);
+    std::vector<ByteRange> runs = runs_of(cell);
     if (options_.verification == Verification::all)
         for (const DigestPiece& piece : pieces_in(stored(cell), cell.request->range, chunk_bytes_))
             runs.push_back(piece.range);
@@ -226,7 +222,7 @@ Result<void> ReadJob::unload(Cell& cell) {
         auto copy = box_copy(item);
         if (!copy)
             return std::unexpected(std::move(copy.error()));
-        const std::uint64_t begin = item.tensor->storage[item.read->chunk].offset;
+        const std::uint64_t begin = tensor_begin_of(segment.item);
         copy->scatter(cell.buffer.data() + (segment.range.begin - cell.image_begin),
                       item.destination.data,
                       {segment.range.begin - begin, segment.range.end - begin});
@@ -241,6 +237,7 @@ void ReadJob::on_idle() {
         return;
     Handler handler = std::move(handler_);
     handler_ = nullptr;
+    items_.clear(); // the owners' memory is the caller's alone before it hears of the end
     if (error_) {
         handler(std::unexpected(std::move(*error_)));
         return;

@@ -53,7 +53,8 @@ class ReadJob final : public CellPipeline {
     Result<void> unload(Cell& cell) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;
-    std::vector<ByteRange> runs_of(const File& file, const plan::CellRequest& request) const;
+    plan::FileBox box_of(std::uint32_t item) const override;
+    std::uint64_t tensor_begin_of(std::uint32_t item) const override;
     Result<void> verify(const Cell& cell);
     const StoredFile& stored(const Cell& cell) const {
         return checkpoint_.files[stored_[cell.file]];

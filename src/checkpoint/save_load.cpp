@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <future>
 
 #include "checkpoint/attempt_directory.hpp"
 #include "checkpoint/perform.hpp"
@@ -36,10 +35,7 @@ Result<WriteResults> write_attempt(Reactor& reactor, const std::string& director
     auto job = WriteJob::make(reactor, std::move(plan), std::move(sources), {.digests = false});
     if (!job)
         return std::unexpected(std::move(job.error()));
-    SAFERING_ASSERT(!reactor.running_in_this_thread());
-    std::promise<Result<WriteResults>> ended;
-    (*job)->start([&ended](Result<WriteResults> result) { ended.set_value(std::move(result)); });
-    return ended.get_future().get();
+    return (*job)->run();
 }
 
 // One rename gives the durable file its name; the directory that it came from is empty then.
@@ -76,7 +72,14 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
         layout->files.push_back({.file = {file_name, head->size(), head->size()}, .head = *head});
     }
     layout->files[0].file.name = file_name;
-    const TargetPath target = make_target_path(path);
+    // A link is replaced, not what it points at.
+    const TargetPath target = make_target_path(path, LastLink::keep);
+    auto existing = reactor.wait({.op = Opcode::stat, .path = target.path});
+    if (!existing.error && existing.status.kind == FileKind::directory)
+        return std::unexpected(Error{.code = Errc::checkpoint_not_a_file,
+                                     .operation = "save file",
+                                     .file = target.path,
+                                     .detail = "a directory is in the way"});
     auto file_system = reactor.file_system(target.parent);
     if (!file_system)
         return std::unexpected(std::move(file_system.error()));
@@ -101,9 +104,12 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
                       .attempt = attempt,
                       .files = 1,
                       .tensor_bytes = layout->total_size,
+                      .replaced = !existing.error,
                       .reactor = reactor.info(),
-                      .file_system = std::move(*file_system),
-                      .notes = remove_older_attempts(reactor, target, attempt)};
+                      .file_system = *file_system,
+                      .notes = file_system_notes(*file_system)};
+    std::ranges::move(remove_older_attempts(reactor, target, attempt),
+                      std::back_inserter(report.notes));
     if (!removed)
         report.notes.push_back(removed.error().message());
     return report;

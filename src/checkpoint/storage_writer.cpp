@@ -53,7 +53,7 @@ StoragePlan storage_of(const Attempt& attempt, std::size_t rank, FileLayout layo
     return storage;
 }
 
-// A full file has no place for a byte that nobody writes.
+// A full file has no place for a byte that nobody writes, and shards with a hole would load no more.
 Result<void> check_coverage(const std::vector<SavePlan>& plans) {
     struct Tensor {
         const WriteItem* first = nullptr;
@@ -122,20 +122,20 @@ struct HuggingFaceStorageWriter::Impl {
             status.error().detail += "the directory that the checkpoint goes into must exist";
             return std::unexpected(std::move(status.error()));
         }
+        // The attempt lies beside the target and is renamed into its place.
+        const auto existing = running.wait({.op = Opcode::stat, .path = target.path});
+        if (!existing.error && existing.status.device != status->status.device)
+            return std::unexpected(Error{
+                .code = std::make_error_code(std::errc::cross_device_link),
+                .operation = "prepare global plan",
+                .file = target.path,
+                .detail = "a file system is mounted here, and a checkpoint is renamed into place "
+                          "from beside it; save to a directory inside the mount"});
         auto info = running.file_system(target.parent);
         if (!info)
             return std::unexpected(std::move(info.error()));
         file_system = std::move(*info);
         return {};
-    }
-
-    std::vector<std::string> notes() const {
-        std::vector<std::string> out;
-        if (!file_system.direct)
-            out.push_back(file_system.type + " refuses O_DIRECT; the page cache was used");
-        if (!file_system.allocate)
-            out.push_back(file_system.type + " refuses fallocate; a full disk shows late");
-        return out;
     }
 };
 
@@ -186,7 +186,8 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
             if (item.chunk.offsets[d] > item.size[d] ||
                 item.chunk.sizes[d] > item.size[d] - item.chunk.offsets[d])
                 return bad(Errc::plan_out_of_bounds, fmt::format("in dimension {}", d));
-        if (!seen.insert(&item).second)
+        const bool empty = std::ranges::find(item.chunk.sizes, 0u) != item.chunk.sizes.end();
+        if (!empty && !seen.insert(&item).second)
             return bad(Errc::plan_duplicate_item, "this rank plans the same chunk twice");
     }
     return plan;
@@ -205,9 +206,8 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
         return fail(Errc::plan_not_prepared, "prepare global plan", "there is no rank's plan");
     for (std::size_t rank = 0; rank < plans.size(); ++rank)
         plans[rank].rank = static_cast<std::uint32_t>(rank);
-    if (options.layout == FileLayout::full)
-        if (auto covered = check_coverage(plans); !covered)
-            return std::unexpected(std::move(covered.error()));
+    if (auto covered = check_coverage(plans); !covered)
+        return std::unexpected(std::move(covered.error()));
     auto layout = plan::plan_layout(plans, {.layout = options.layout,
                                             .fqn_to_index_mapping = options.fqn_to_index_mapping,
                                             .metadata = options.metadata});
@@ -218,7 +218,10 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
     Attempt attempt{
         .id = make_attempt_id(), .directory = {}, .layout = std::move(*layout), .plans = {}};
     attempt.directory = impl_->target.attempt_directory(attempt.id);
-    const std::uint64_t chunk_bytes = std::bit_floor(reactor.info().buffer_bytes);
+    // Never more than the default buffer: a reader must hold a whole piece to check its digest.
+    const std::uint64_t chunk_bytes =
+        std::min(std::bit_floor(std::uint64_t{reactor.info().buffer_bytes}),
+                 std::uint64_t{ReactorOptions{}.buffer_bytes});
     for (std::size_t rank = 0; rank < plans.size(); ++rank)
         plans[rank].storage = storage_of(attempt, rank, options.layout, chunk_bytes);
     if (auto created = create_attempt_directory(reactor, attempt.directory, attempt.layout.files);
@@ -299,7 +302,7 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
                       .replaced = outcome.replaced,
                       .reactor = reactor.info(),
                       .file_system = impl_->file_system,
-                      .notes = impl_->notes()};
+                      .notes = file_system_notes(impl_->file_system)};
     if (outcome.published)
         impl_->attempt.reset();
     if (outcome.error)

@@ -53,6 +53,9 @@ struct FileList {
     CheckpointSource source = CheckpointSource::directory;
     std::vector<std::pair<std::string, std::string>> files;
     std::optional<Manifest> manifest;
+    std::uint64_t manifest_digest = 0;
+    /// Of a switch that could not be finished and is read through; else empty.
+    std::string redo_attempt;
     WeightMap weight_map;
     std::vector<std::string> notes;
 };
@@ -60,6 +63,10 @@ struct FileList {
 /// the files by manifest, index or name. Errors with `findings`: as above, as far as a list can be made.
 Result<FileList> list_checkpoint(Reactor& reactor, const std::string& path, bool strict,
                                  std::vector<Error>* findings);
+
+/// Whether the checkpoint is still the one that was listed: what was opened since belongs together then.
+/// Always true without a manifest, which nobody replaces as a whole.
+bool is_current(Reactor& reactor, const std::string& path, const FileList& list);
 
 /// Chunks of every tensor, from the files' tables and sharding infos. Pure.
 Result<Metadata> collect_metadata(const std::vector<StoredFile>& files, const FileList& list,

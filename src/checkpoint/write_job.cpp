@@ -1,6 +1,8 @@
 #include "checkpoint/write_job.hpp"
 
 #include <algorithm>
+#include <bit>
+#include <future>
 
 #include <boost/asio/post.hpp>
 #include <fmt/format.h>
@@ -8,25 +10,16 @@
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/manifest.hpp"
+#include "checkpoint/perform.hpp"
+#include "checkpoint/planned_box.hpp"
 
 namespace safering::checkpoint {
 
 namespace {
 
-// Whole blocks of the page; the alignment that direct I/O wants anywhere.
-constexpr std::uint64_t block_bytes = 4096;
 // Below this a run goes through the page cache: a device takes about as long for one small direct write as
 // the copy and writeback of so many bytes.
 constexpr std::uint64_t direct_min_bytes = std::uint64_t{64} << 10;
-
-const Shape& stored_shape(const SavePlan& plan, const WriteItem& item) {
-    return plan.storage->layout == FileLayout::full ? item.size : item.chunk.sizes;
-}
-
-Shape box_offsets(const SavePlan& plan, const WriteItem& item) {
-    return plan.storage->layout == FileLayout::full ? item.chunk.offsets
-                                                    : Shape(item.chunk.sizes.size(), 0);
-}
 
 Result<void> check_source(const SavePlan& plan, std::size_t item, const TensorView& source) {
     const WriteItem& planned = plan.items[item];
@@ -59,6 +52,11 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, SavePlan plan
     if (!plan.storage || plan.storage->placements.size() != plan.items.size())
         return safering::fail(Errc::plan_not_prepared, "write data",
                               "the plan has no layout: pass it through prepare_global_plan first");
+    if (plan.storage->chunk_bytes < block_bytes || !std::has_single_bit(plan.storage->chunk_bytes))
+        return safering::fail(Errc::plan_bad_bytes, "write data",
+                              "chunk_bytes is not a power of two of at least 4096");
+    if (auto made = make_buffers(reactor); !made)
+        return std::unexpected(std::move(made.error()));
     if (plan.storage->chunk_bytes > reactor.info().buffer_bytes)
         return safering::fail(
             Errc::plan_not_prepared, "write data",
@@ -83,8 +81,8 @@ WriteJob::WriteJob(Reactor& reactor, SavePlan plan, std::vector<TensorView> sour
 
 Result<plan::BoxCopy> WriteJob::box_copy(std::uint32_t item) const {
     const WriteItem& planned = plan_.items[item];
-    auto copy = plan::BoxCopy::make(planned.dtype, stored_shape(plan_, planned),
-                                    box_offsets(plan_, planned), planned.chunk.sizes,
+    const StoredBox box = stored_box(plan_, planned);
+    auto copy = plan::BoxCopy::make(planned.dtype, box.stored, box.offsets, planned.chunk.sizes,
                                     sources_[item].strides);
     if (!copy)
         copy.error().tensor = planned.fqn;
@@ -108,7 +106,7 @@ Result<void> WriteJob::plan_requests() {
         if (!copy)
             return std::unexpected(std::move(copy.error()));
         const plan::FileBox& box = copy->file_box();
-        auto length = byte_size(item.dtype, stored_shape(plan_, item));
+        auto length = byte_size(item.dtype, stored_box(plan_, item).stored);
         if (!length)
             return std::unexpected(std::move(length.error()));
         const PlannedFile& file = storage.files[placement.file];
@@ -149,6 +147,13 @@ void WriteJob::start(Handler handler) {
                                                 shared_from_this())] { self->open_files(); });
 }
 
+Result<WriteResults> WriteJob::run() {
+    SAFERING_ASSERT(!reactor_.running_in_this_thread());
+    std::promise<Result<WriteResults>> ended;
+    start([&ended](Result<WriteResults> result) { ended.set_value(std::move(result)); });
+    return ended.get_future().get();
+}
+
 void WriteJob::open_files() {
     if (files_.empty()) {
         start_cells();
@@ -156,7 +161,10 @@ void WriteJob::open_files() {
     }
     auto left = std::make_shared<std::size_t>(2 * files_.size());
     const auto opened = [this, left](int& file, const Completion& completion) {
-        if (completion.error == std::errc::no_such_file_or_directory)
+        if (completion.error == std::errc::too_many_files_open && error_)
+            error_->detail = too_many_files_hint;
+        if (completion.error == std::errc::no_such_file_or_directory &&
+            error_->code == std::errc::no_such_file_or_directory)
             error_ =
                 Error{.code = Errc::checkpoint_not_visible,
                       .operation = "write data",
@@ -181,25 +189,14 @@ void WriteJob::open_files() {
     }
 }
 
-std::vector<ByteRange> WriteJob::runs_of(const File& file, const plan::CellRequest& request) const {
-    if (!request.gaps)
-        return {request.range};
-    std::vector<ByteRange> runs;
-    for (const plan::Segment& segment : file.plan.segments_of(request)) {
-        if (!segment.strided) {
-            runs.push_back(segment.range);
-            continue;
-        }
-        const std::uint64_t begin = plan_.storage->placements[segment.item].tensor_begin;
-        const WriteItem& item = plan_.items[segment.item];
-        const auto box = plan::FileBox::make(item.dtype, stored_shape(plan_, item),
-                                             box_offsets(plan_, item), item.chunk.sizes);
-        SAFERING_ASSERT(box.has_value()); // made once already, when the requests were planned
-        const ByteRange window{segment.range.begin - begin, segment.range.end - begin};
-        box->for_each_run(window, [&](ByteRange run) { runs.push_back(run.shifted(begin)); });
-    }
-    std::ranges::sort(runs);
-    return runs;
+plan::FileBox WriteJob::box_of(std::uint32_t item) const {
+    auto box = file_box(plan_, plan_.items[item]);
+    SAFERING_ASSERT(box.has_value()); // made once already, when the requests were planned
+    return std::move(*box);
+}
+
+std::uint64_t WriteJob::tensor_begin_of(std::uint32_t item) const {
+    return plan_.storage->placements[item].tensor_begin;
 }
 
 Result<void> WriteJob::load(Cell& cell) {
@@ -220,8 +217,7 @@ Result<void> WriteJob::load(Cell& cell) {
             results_.items[segment.item].digests[segment.range.begin / plan_.storage->chunk_bytes -
                                                  first_cell_[segment.item]] = digest.value();
     }
-    cell.transfers =
-        plan::write_transfers(runs_of(file, *cell.request), block_bytes, direct_min_bytes);
+    cell.transfers = plan::write_transfers(runs_of(cell), block_bytes, direct_min_bytes);
     return {};
 }
 

@@ -25,6 +25,8 @@ class WriteJob final : public CellPipeline {
     static Result<std::shared_ptr<WriteJob>>
     make(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources, WriteJobOptions options);
     void start(Handler handler);
+    /// Starts and blocks until the end. Not from the reactor's thread.
+    Result<WriteResults> run();
 
   private:
     WriteJob(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources,
@@ -38,7 +40,8 @@ class WriteJob final : public CellPipeline {
     void on_idle() override;
     void close_files();
     void deliver();
-    std::vector<ByteRange> runs_of(const File& file, const plan::CellRequest& request) const;
+    plan::FileBox box_of(std::uint32_t item) const override;
+    std::uint64_t tensor_begin_of(std::uint32_t item) const override;
     Result<plan::BoxCopy> box_copy(std::uint32_t item) const;
 
     // Files of the plan that hold bytes of this rank: index into files_ -> into StoragePlan::files.

@@ -15,6 +15,7 @@ namespace {
 using namespace checkpoint;
 
 const std::string attempt = "0123456789abcdef0123456789abcdef";
+const std::string attempt_directory = ".step." + attempt + ".tmp";
 
 CommitInput input(bool present) {
     return {.target = {"/ckpt/step", "/ckpt", "step"},
@@ -107,34 +108,46 @@ TEST(MetadataCommit, SaysThatTheTargetAppeared) {
 TEST(RedoSwitch, MovesDataThenManifestThenIndexAndUnlinksLast) {
     MetadataCommit commit(input(true));
     run(commit, ~std::size_t{0});
-    RedoSwitch machine(input(true).target, commit.redo_record());
-    const Trace trace = run(machine, ~std::size_t{0});
-    std::string order;
-    for (const std::string& step : trace.steps)
-        order += step.substr(0, step.find(' ')) + " ";
-    EXPECT_EQ(order, "rename rename rename sync sync unlink sync unlink sync remove sync ");
-    EXPECT_TRUE(trace.steps[2].ends_with("model.safetensors.index.json"));
+    RedoSwitch move(input(true).target, commit.redo_record(), RedoSwitch::Part::move_in);
+    RedoSwitch clean_up(input(true).target, commit.redo_record(), RedoSwitch::Part::clean_up);
+    const Trace moving = run(move, ~std::size_t{0});
+    const auto order = [](const Trace& trace) {
+        std::string words;
+        for (const std::string& step : trace.steps)
+            words += step.substr(0, step.find(' ')) + " ";
+        return words;
+    };
+    EXPECT_EQ(order(moving), "rename rename rename sync sync ");
+    EXPECT_TRUE(moving.steps[2].ends_with("model.safetensors.index.json"));
+    EXPECT_EQ(order(run(clean_up, ~std::size_t{0})), "unlink sync unlink sync ");
 }
 
 TEST(RedoSwitch, TakesWhatIsGoneAsDone) {
-    const RedoRecord record{attempt, {"a.safetensors"}, {"b.safetensors"}};
-    for (const std::size_t failing : {0u, 1u, 3u, 5u, 7u}) {
-        RedoSwitch machine(input(true).target, record);
-        run(machine, failing, std::make_error_code(std::errc::no_such_file_or_directory));
+    const RedoRecord record{attempt, attempt_directory, {"a.safetensors"}, {"b.safetensors"}};
+    const auto gone = std::make_error_code(std::errc::no_such_file_or_directory);
+    for (const auto& [part, failing] : {std::pair{RedoSwitch::Part::move_in, 0u},
+                                        {RedoSwitch::Part::move_in, 1u},
+                                        {RedoSwitch::Part::clean_up, 0u},
+                                        {RedoSwitch::Part::clean_up, 2u}}) {
+        RedoSwitch machine(input(true).target, record, part);
+        run(machine, failing, gone);
         EXPECT_FALSE(machine.error()) << failing;
     }
 }
 
 TEST(RedoRecord, RoundTripsAndRefusesForeignNames) {
     const RedoRecord record{
-        attempt, {"a.safetensors", "safering.manifest.json"}, {"b.safetensors"}};
+        attempt, attempt_directory, {"a.safetensors", "safering.manifest.json"}, {"b.safetensors"}};
     EXPECT_EQ(parse_redo_record(to_text(record), "redo").value(), record);
     for (const char* name :
          {"../a.safetensors", "/etc/passwd", "config.json", "", "a/b.safetensors"}) {
-        auto parsed = parse_redo_record(to_text(RedoRecord{attempt, {name}, {}}), "redo");
+        auto parsed =
+            parse_redo_record(to_text(RedoRecord{attempt, attempt_directory, {name}, {}}), "redo");
         ASSERT_FALSE(parsed) << name;
         EXPECT_EQ(parsed.error().code, Errc::checkpoint_unsafe_name);
     }
+    for (const char* bad : {"", "..", "a/b", ".step.0123.tmp", "step"})
+        EXPECT_FALSE(parse_redo_record(to_text(RedoRecord{attempt, bad, {}, {}}), "redo")) << bad;
     std::string changed = to_text(record);
     changed[20] ^= 1;
     EXPECT_FALSE(parse_redo_record(changed, "redo"));
@@ -205,6 +218,46 @@ TEST_F(Commit, GoesOnWhereTheTargetAppearsDuringTheSave) {
     ASSERT_TRUE(report) << report.error().message();
     EXPECT_TRUE(disk->exists(path + "/config.json"));
     EXPECT_EQ(differs(model), "");
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
+// A switch that was cut off, and then its attempt is not beside the checkpoint any more.
+TEST_F(Commit, HarmsNothingWhereTheAttemptOfASwitchIsGone) {
+    const Model old = small_model(1);
+    const Model fresh = small_model(30);
+    ASSERT_TRUE(save_model(old, {2, 0}, two_files(old)));
+    disk->inject(
+        {.op = Opcode::rename, .path_contains = "model-", .times = Fault::for_ever, .error = EIO});
+    ASSERT_FALSE(save_model(fresh));
+    disk->clear_faults();
+    // Moved together with what lies beside it, it is finished under its new name.
+    auto renamed = disk->crash({CrashPolicy::Kind::keep_all});
+    auto other = make_reactor(renamed);
+    ASSERT_FALSE(other->wait({.op = Opcode::rename, .path = path, .new_path = "/ckpt/kept"}).error);
+    EXPECT_EQ(differences(fresh, {1, 0}, "/ckpt/kept", other), "");
+    // Moved alone, it says what is missing, and keeps the old files.
+    auto alone = disk->crash({CrashPolicy::Kind::keep_all});
+    alone->make_directory("/elsewhere");
+    auto third = make_reactor(alone);
+    ASSERT_FALSE(
+        third->wait({.op = Opcode::rename, .path = path, .new_path = "/elsewhere/step"}).error);
+    HuggingFaceStorageReader reader("/elsewhere/step", {}, third);
+    auto metadata = reader.read_metadata();
+    ASSERT_FALSE(metadata);
+    EXPECT_EQ(metadata.error().code, Errc::checkpoint_conflict);
+    ASSERT_FALSE(
+        third->wait({.op = Opcode::unlink, .path = "/elsewhere/step/.safering.redo.json"}).error);
+    EXPECT_EQ(differences(old, {1, 0}, "/elsewhere/step", third), "");
+}
+
+TEST_F(Commit, RefusesADirectoryInTheWayBeforeTheCommit) {
+    const Model old = small_model(1);
+    ASSERT_TRUE(save_model(old, {2, 0}, two_files(old)));
+    disk->make_directory(path + "/model-00001-of-00001.safetensors");
+    auto saved = save_model(small_model(30));
+    ASSERT_FALSE(saved);
+    EXPECT_EQ(saved.error().code, Errc::checkpoint_not_a_file);
+    EXPECT_EQ(differs(old), "");
     EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
 }
 

@@ -68,6 +68,9 @@ TEST_F(Convert, RefusesItselfADamagedSourceAndBadOptions) {
     ASSERT_TRUE(save_model(small_model(1)));
     EXPECT_EQ(convert_checkpoint(path, path + "/", *reactor).error().code,
               Errc::checkpoint_conflict);
+    EXPECT_EQ(
+        convert_checkpoint(path + "/model-00001-of-00001.safetensors", path, *reactor).error().code,
+        Errc::checkpoint_conflict);
     EXPECT_FALSE(convert({.files = 2, .max_file_bytes = 7}));
     const std::string file = path + "/model-00001-of-00001.safetensors";
     std::string text = disk->read_text(file);

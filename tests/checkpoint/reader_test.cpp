@@ -1,6 +1,8 @@
 // HuggingFaceStorageReader and verify: checkpoints of others, damaged ones and hostile ones.
+#include <atomic>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include <fmt/format.h>
 #include <sys/stat.h>
@@ -125,7 +127,50 @@ TEST_F(Reader, RefusesBadShardingInfo) {
         EXPECT_NE(load_error().file.find("shard-00001"), std::string::npos);
     }
     write_shard(0, tensor, 0, 10, R"({"w":{"saved_offsets":[18446744073709551615,0]}})");
-    EXPECT_EQ(load_error().code, Errc::checkpoint_conflict);
+    EXPECT_EQ(load_error().code, Errc::checkpoint_bad_sharding_info);
+    write_shard(1, tensor, 0, 10);
+    EXPECT_EQ(findings().size(), 1u);
+}
+
+TEST_F(Reader, NeverMixesTwoSavesWhileOneReplacesTheOther) {
+    const Model old = small_model(5);
+    const Model fresh = small_model(70);
+    ASSERT_TRUE(save_model(old, {2, 0}, two_files(old)));
+    std::atomic<bool> done = false;
+    std::thread saving([&] {
+        auto own = make_reactor(disk);
+        for (int i = 0; i < 20; ++i)
+            EXPECT_TRUE(save(i % 2 == 0 ? fresh : old, {2, 0}, path, two_files(old), {own}));
+        done = true;
+    });
+    while (!done) {
+        HuggingFaceStorageReader reader(path, {.verification = Verification::off}, reactor);
+        auto metadata = reader.read_metadata();
+        if (!metadata) {
+            EXPECT_EQ(metadata.error().code, Errc::checkpoint_conflict)
+                << metadata.error().message();
+            continue;
+        }
+        std::vector<std::vector<std::byte>> memory;
+        std::vector<LocalDestination> destinations;
+        for (const TestTensor& each : old) {
+            memory.emplace_back(each.bytes.size());
+            destinations.push_back(
+                {.fqn = each.name,
+                 .data = {.data = memory.back().data(), .dtype = each.dtype, .shape = each.shape}});
+        }
+        DefaultLoadPlanner planner(std::move(destinations));
+        ASSERT_TRUE(reader.read_data(planner.create_local_plan(*metadata).value(), planner));
+        std::size_t of_old = 0;
+        std::size_t of_fresh = 0;
+        for (std::size_t i = 0; i < old.size(); ++i) {
+            of_old += memory[i] == old[i].bytes ? 1 : 0;
+            of_fresh += memory[i] == fresh[i].bytes ? 1 : 0;
+        }
+        ASSERT_TRUE(of_old == old.size() || of_fresh == old.size())
+            << of_old << " and " << of_fresh;
+    }
+    saving.join();
 }
 
 TEST_F(Reader, SaysWhatIsNotThere) {
