@@ -4,20 +4,31 @@
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/strict_json.hpp"
+#include "safetensors/json_string.hpp"
 
 namespace safering::checkpoint {
 
-std::string index_text(const WeightMap& weight_map, std::uint64_t total_size) {
+std::string index_text(std::uint64_t total_size,
+                       const std::function<void(const AddWeight&)>& entries) {
     std::string out = fmt::format(
         "{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total_size);
     bool first = true;
-    for (const auto& [fqn, file] : weight_map) {
-        fmt::format_to(std::back_inserter(out), "{}\n    {}: {}", first ? "" : ",",
-                       json_string(fqn), json_string(file));
+    entries([&](const std::string& fqn, const std::string& file) {
+        out += first ? "\n    " : ",\n    ";
+        safetensors::append_json_string(out, fqn);
+        out += ": ";
+        safetensors::append_json_string(out, file);
         first = false;
-    }
+    });
     out += first ? "}\n}\n" : "\n  }\n}\n";
     return out;
+}
+
+std::string index_text(const WeightMap& weight_map, std::uint64_t total_size) {
+    return index_text(total_size, [&](const AddWeight& add) {
+        for (const auto& [fqn, file] : weight_map)
+            add(fqn, file);
+    });
 }
 
 Result<WeightMap> parse_index(std::string_view text, const std::string& file) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <string>
 #include <string_view>
@@ -13,7 +14,11 @@ namespace safering::checkpoint {
 /// fqn -> file name.
 using WeightMap = std::map<std::string, std::string, std::less<>>;
 
-/// {"metadata":{"total_size":N},"weight_map":{...}}, names sorted.
+/// {"metadata":{"total_size":N},"weight_map":{...}}. `entries` calls what it is given with each fqn and its
+/// file's name, sorted by fqn.
+using AddWeight = std::function<void(const std::string&, const std::string&)>;
+std::string index_text(std::uint64_t total_size,
+                       const std::function<void(const AddWeight&)>& entries);
 std::string index_text(const WeightMap& weight_map, std::uint64_t total_size);
 
 /// Only weight_map is needed; other keys are skipped. Errors: checkpoint_bad_index, checkpoint_unsafe_name.

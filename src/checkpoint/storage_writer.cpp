@@ -57,14 +57,22 @@ StoragePlan storage_of(const Attempt& attempt, std::size_t rank, FileLayout layo
 Result<void> check_coverage(const std::vector<SavePlan>& plans) {
     struct Tensor {
         const WriteItem* first = nullptr;
+        /// Empty while the only item is the whole tensor, as it is for most of a large plan.
         std::vector<ChunkStorageMetadata> chunks;
     };
-    std::unordered_map<std::string_view, Tensor> tensors;
+    std::size_t items = 0;
+    for (const SavePlan& plan : plans)
+        items += plan.items.size();
+    std::unordered_map<std::string_view, Tensor> tensors(items);
     for (const SavePlan& plan : plans)
         for (const WriteItem& item : plan.items) {
             Tensor& tensor = tensors[item.fqn];
-            if (tensor.first == nullptr)
+            if (tensor.first == nullptr) {
                 tensor.first = &item;
+                if (item.chunk.sizes != item.size)
+                    tensor.chunks.push_back(item.chunk);
+                continue;
+            }
             if (item.dtype != tensor.first->dtype || item.size != tensor.first->size)
                 return std::unexpected(
                     Error{.code = Errc::plan_shape_mismatch,
@@ -73,11 +81,16 @@ Result<void> check_coverage(const std::vector<SavePlan>& plans) {
                           .detail = fmt::format("rank {} plans another dtype or size than a rank "
                                                 "before it",
                                                 plan.rank)});
+            if (tensor.chunks.empty())
+                tensor.chunks.push_back(tensor.first->chunk);
             tensor.chunks.push_back(item.chunk);
         }
-    for (const auto& [fqn, tensor] : tensors)
-        if (auto tiled = check_tiling(std::string(fqn), tensor.first->size, tensor.chunks); !tiled)
+    for (const auto& [fqn, tensor] : tensors) {
+        const std::span<const ChunkStorageMetadata> chunks =
+            tensor.chunks.empty() ? std::span(&tensor.first->chunk, 1) : std::span(tensor.chunks);
+        if (auto tiled = check_tiling(tensor.first->fqn, tensor.first->size, chunks); !tiled)
             return tiled;
+    }
     return {};
 }
 
@@ -285,10 +298,10 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
     for (const plan::LayoutFile& file : attempt.layout.files)
         input.data_files.push_back(file.file.name);
     if (impl_->options.layout == FileLayout::full) {
-        WeightMap weight_map;
-        for (const auto& [fqn, file] : attempt.layout.weight_map)
-            weight_map.emplace_hint(weight_map.end(), fqn, attempt.layout.files[file].file.name);
-        input.index = index_text(weight_map, attempt.layout.total_size);
+        input.index = index_text(attempt.layout.total_size, [&](const auto& add) {
+            for (const auto& [fqn, file] : attempt.layout.weight_map)
+                add(fqn, attempt.layout.files[file].file.name);
+        });
         manifest->index =
             ManifestIndex{.file_bytes = input.index.size(), .digest = digest_of(input.index)};
     }

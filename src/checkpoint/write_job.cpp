@@ -117,7 +117,7 @@ Result<void> WriteJob::plan_requests() {
                 fmt::format("item of \"{}\" lies outside {}", escaped(item.fqn), file.name));
         first_cell_[i] = hull.begin / storage.chunk_bytes;
         results_.items[i] = {
-            .index = item.index(),
+            .index = {}, // moved from the plan when all is done: a name is kept once
             .size_in_bytes = box.bytes(),
             .storage = {placement.file, placement.tensor_begin, *length},
             .digests =
@@ -260,8 +260,12 @@ void WriteJob::deliver() {
     if (error_) {
         error_->operation += fmt::format(" of rank {}", plan_.rank);
         handler(std::unexpected(std::move(*error_)));
-    } else
-        handler(std::move(results_));
+        return;
+    }
+    for (std::size_t i = 0; i < results_.items.size(); ++i)
+        results_.items[i].index = {std::move(plan_.items[i].fqn),
+                                   std::move(plan_.items[i].chunk.offsets)};
+    handler(std::move(results_));
 }
 
 } // namespace safering::checkpoint

@@ -104,7 +104,7 @@ TEST(Index, RoundTripsWithExactlyTheTwoKeys) {
     const auto json = nlohmann::json::parse(text);
     EXPECT_EQ(json.size(), 2u);
     EXPECT_EQ(json["metadata"], (nlohmann::json{{"total_size", 7}}));
-    EXPECT_EQ(parse_index(index_text({}, 0), "i").value(), WeightMap{});
+    EXPECT_EQ(parse_index(index_text(WeightMap{}, 0), "i").value(), WeightMap{});
 }
 
 TEST(Index, RefusesWhatIsWrong) {
