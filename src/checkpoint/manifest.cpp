@@ -99,10 +99,12 @@ class Reading {
     }
 };
 
-std::vector<ManifestExtent> read_extents(Reading& reading, const json& entry) {
-    if (entry.is_string())
-        return {{.box = {}, .digests = reading.digests(&entry)}};
-    std::vector<ManifestExtent> extents;
+TensorExtents read_extents(Reading& reading, const json& entry) {
+    TensorExtents extents;
+    if (entry.is_string()) {
+        extents.push_back({.box = {}, .digests = reading.digests(&entry)});
+        return extents;
+    }
     for (const json& part : reading.list(&entry, "extents")) {
         if (!part.is_array() || part.size() != 3) {
             reading.wrong("an extent is not [offsets, sizes, digests]");

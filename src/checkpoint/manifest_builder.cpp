@@ -25,17 +25,17 @@ struct Entry {
     std::uint32_t file;
     std::uint64_t tensor_begin;
     const WriteItem* item;
-    const WriteResult* result;
+    WriteResult* result;
 };
 
 bool is_whole(const WriteItem& item) {
     return item.chunk.sizes == item.size;
 }
 
-Result<std::vector<const WriteResults*>> by_rank(const std::vector<SavePlan>& plans,
-                                                 const std::vector<WriteResults>& results) {
-    std::vector<const WriteResults*> ranks(plans.size(), nullptr);
-    for (const WriteResults& result : results) {
+Result<std::vector<WriteResults*>> by_rank(const std::vector<SavePlan>& plans,
+                                                 std::vector<WriteResults>& results) {
+    std::vector<WriteResults*> ranks(plans.size(), nullptr);
+    for (WriteResults& result : results) {
         if (result.rank >= plans.size())
             return results_fault(Errc::checkpoint_results_mismatch, {},
                                  fmt::format("results of rank {}, the plan has {} ranks",
@@ -102,7 +102,7 @@ Result<void> check_bytes(const SavePlan& plan, std::size_t i, const WriteResult&
 } // namespace
 
 Result<Manifest> build_manifest(const std::vector<SavePlan>& plans, const plan::Layout& layout,
-                                const std::vector<WriteResults>& results) {
+                                std::vector<WriteResults>& results) {
     auto ranks = by_rank(plans, results);
     if (!ranks)
         return std::unexpected(std::move(ranks.error()));
@@ -120,7 +120,7 @@ Result<Manifest> build_manifest(const std::vector<SavePlan>& plans, const plan::
             return std::unexpected(std::move(checked.error()));
         for (std::size_t i = 0; i < plan.items.size(); ++i) {
             const WriteItem& item = plan.items[i];
-            const WriteResult& result = (*ranks)[rank]->items[i];
+            WriteResult& result = (*ranks)[rank]->items[i];
             if (manifest.layout == FileLayout::sharded)
                 manifest.tensors.try_emplace(item.fqn, ManifestTensor{item.dtype, item.size});
             if (auto checked = check_bytes(plan, i, result); !checked)
@@ -155,7 +155,7 @@ Result<Manifest> build_manifest(const std::vector<SavePlan>& plans, const plan::
             tensors.emplace_back();
         const bool whole = manifest.layout == FileLayout::sharded || is_whole(*entry.item);
         tensors.back().push_back({.box = whole ? ChunkStorageMetadata{} : entry.item->chunk,
-                                  .digests = entry.result->digests});
+                                  .digests = std::move(entry.result->digests)});
     }
     return manifest;
 }

@@ -10,9 +10,9 @@ namespace safering::checkpoint {
 
 /// `plans` as prepare_global_plan gave them out, rank i at place i; `layout` parallel to them. The results
 /// must cover the plan exactly once: one WriteResults a rank (a rank without items may be left out), its
-/// items those of the plan in their order, all of this attempt. Errors: checkpoint_results_mismatch,
+/// items those of the plan in their order, all of this attempt. Takes the digests out of them. Errors: checkpoint_results_mismatch,
 /// checkpoint_foreign_attempt, naming rank and tensor.
 Result<Manifest> build_manifest(const std::vector<SavePlan>& plans, const plan::Layout& layout,
-                                const std::vector<WriteResults>& results);
+                                std::vector<WriteResults>& results);
 
 } // namespace safering::checkpoint
