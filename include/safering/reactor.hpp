@@ -102,13 +102,22 @@ class SAFERING_API Reactor {
     /// refused.
     static Result<std::unique_ptr<Reactor>> create(ReactorOptions options = {});
     /// On the embedder's io_context, which must be run by one thread, the same one always, and must
-    /// outlive the reactor. While work is in flight it must still be run when the reactor is
-    /// destroyed, unless that is done by its own thread or nobody ever ran it: then the destructor
-    /// runs it.
+    /// outlive the reactor. That thread is known to the reactor from its first turn on, that is
+    /// from when the context first runs something that was submitted here.
+    ///
+    /// The destructor may be called
+    ///   - on that thread, also inside a handler: it runs the context until all has ended;
+    ///   - on another thread after the first turn: it waits, so the context must still be run while
+    ///     anything is in flight;
+    ///   - on any thread before the first turn, if no other thread runs the context or begins to
+    ///     before the destructor has returned: it cannot tell that somebody does, and runs the
+    ///     context itself. Where another thread runs it, wait for one completion first.
     static Result<std::unique_ptr<Reactor>> create(boost::asio::io_context& context,
                                                    ReactorOptions options = {});
-    /// Waits for everything submitted and for its handlers, but one that destroys it. Not on the
-    /// reactor's own thread (asserted). In a forked child it does nothing.
+    /// Waits for everything submitted and for its handlers, but one that destroys it. What those
+    /// submit meanwhile ends in io_stopped, except that a close is carried out. Not on the thread
+    /// that a reactor has of its own (asserted); for an embedder's context see create(). In a
+    /// forked child it does nothing.
     ~Reactor();
     Reactor(const Reactor&) = delete;
     Reactor& operator=(const Reactor&) = delete;

@@ -140,9 +140,8 @@ Reactor::~Reactor() {
                thread == std::thread::id{} || thread == std::this_thread::get_id()) {
         impl_->finish_on_this_thread();
     } else {
-        loop.wait_until_idle();
+        loop.close_when_idle();
     }
-    loop.close();
 }
 
 void Reactor::submit(std::span<Submission> batch) {
@@ -175,9 +174,11 @@ std::vector<Completion> Reactor::wait_all(std::vector<Request> requests) {
     };
     // Shared, since the last count_down() may still be inside the latch when this function returns.
     const auto waiting = std::make_shared<Waiting>(requests.size());
+        loop.close();
     std::vector<Submission> batch(requests.size());
     for (std::size_t i = 0; i < requests.size(); ++i) {
         batch[i].request = std::move(requests[i]);
+        loop.close();
         batch[i].on_complete = [waiting, i](Completion completion) {
             waiting->completions[i] = std::move(completion);
             waiting->left.count_down();

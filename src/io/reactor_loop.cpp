@@ -47,9 +47,12 @@ void ReactorLoop::submit(std::span<Reactor::Submission> batch) {
     }
     {
         const std::lock_guard lock(mutex_);
+        // A close is let through: the handler of an open that ends now has nothing else to
+        // do with its descriptor.
         if (refusing_)
             for (const auto& operation : operations)
-                operation->completion.error = Errc::io_stopped;
+                if (operation->request.op != Opcode::close)
+                    operation->completion.error = Errc::io_stopped;
         std::ranges::move(operations, std::back_inserter(incoming_));
         outstanding_ += batch.size();
     }
@@ -64,6 +67,17 @@ void ReactorLoop::refuse_more() {
 void ReactorLoop::wait_until_idle() {
     std::unique_lock lock(mutex_);
     became_idle_.wait(lock, [this] { return outstanding_ == 0 && turns_ == 0; });
+}
+
+void ReactorLoop::close_when_idle() {
+    std::unique_ptr<Backend> backend;
+    {
+        std::unique_lock lock(mutex_);
+        became_idle_.wait(lock, [this] { return outstanding_ == 0 && turns_ == 0; });
+        backend = std::move(backend_);
+    }
+    // Outside the lock: its threads may be about to wake us.
+    backend.reset();
 }
 
 bool ReactorLoop::idle() const {
@@ -83,8 +97,7 @@ void ReactorLoop::close() {
         SAFERING_ASSERT(outstanding_ == running_);
         backend = std::move(backend_);
     }
-    // Outside the lock: its threads may be about to wake us.
-    backend.reset();
+    backend.reset(); // outside the lock, as above
 }
 
 void ReactorLoop::wake() {

@@ -433,6 +433,25 @@ TEST_P(BackendTest, SubmittingDuringDestructionIsStopped) {
     EXPECT_GE(rounds, 2);
 }
 
+TEST_P(BackendTest, WhatIsOpenedDuringDestructionCanBeClosed) {
+    const int file = create("file");
+    Reactor* reactor = reactor_.get();
+    std::error_code refused, closed = make_error_code(Errc::io_stopped);
+    // Until the destructor refuses; that it has begun is not to be seen otherwise.
+    std::function<void(Completion)> again = [&](Completion completion) {
+        refused = completion.error;
+        if (refused)
+            reactor->submit({.op = Opcode::close, .file = file},
+                            [&](Completion ended) { closed = ended.error; });
+        else
+            reactor->submit({.op = Opcode::stat, .path = directory_.path()}, again);
+    };
+    reactor->submit({.op = Opcode::stat, .path = directory_.path()}, again);
+    reactor_.reset();
+    EXPECT_EQ(refused, make_error_code(Errc::io_stopped));
+    EXPECT_FALSE(closed) << closed.message();
+}
+
 TEST_P(BackendTest, RunsOnTheEmbeddersContext) {
     boost::asio::io_context context(1);
     auto embedded = make_on(context);

@@ -1,12 +1,17 @@
 // What does not depend on the backend: its choice, forks, misuse.
+#include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <cstddef>
 #include <fstream>
 #include <future>
+#include <thread>
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -217,3 +222,62 @@ TEST(PosixOps, RefusedDirectIsSaid) {
 } // namespace
 
 } // namespace safering::test
+// Wakes the loop without end, from a thread of its own, and notices a turn that uses it while
+// it is being destroyed.
+class RestlessBackend final : public Backend {
+  public:
+    explicit RestlessBackend(std::atomic<int>& late_turns) : late_turns_(late_turns) {}
+    ~RestlessBackend() override {
+        dying_ = true;
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+        restless_ = {};
+    }
+    void begin(Wake wake) override {
+        restless_ = std::jthread([wake = std::move(wake)](const std::stop_token& stop) {
+            while (!stop.stop_requested()) {
+                wake();
+                std::this_thread::yield();
+            }
+        });
+    }
+    void start(Operation& operation) override { started_.push_back(&operation); }
+    void flush() override { note(); }
+    void reap(std::vector<Operation*>& ended) override {
+        note();
+        ended.insert(ended.end(), started_.begin(), started_.end());
+        started_.clear();
+    }
+    unsigned capacity() const override { return 8; }
+    BackendKind kind() const override { return BackendKind::simulated; }
+    const std::string& reason() const override { return reason_; }
+    std::uint64_t resume_alignment(int) const override { return 1; }
+    Result<FileSystemInfo> file_system(const std::string&) override { return FileSystemInfo{}; }
+
+  private:
+    void note() {
+        if (dying_)
+            ++late_turns_;
+    }
+    std::atomic<int>& late_turns_;
+    std::atomic<bool> dying_ = false;
+    std::string reason_ = "restless";
+    std::vector<Operation*> started_;
+    std::jthread restless_;
+};
+
+TEST(ReactorLoop, NoTurnUsesABackendThatIsBeingDestroyed) {
+    boost::asio::io_context context(1);
+    auto guard = boost::asio::make_work_guard(context);
+    std::thread runner([&] { context.run(); });
+    std::atomic<int> late_turns = 0;
+    for (int round = 0; round < 300; ++round) {
+        auto reactor =
+            make_reactor(std::make_unique<RestlessBackend>(late_turns), {}, nullptr, context);
+        EXPECT_FALSE(reactor->wait({.op = Opcode::fsync}).error);
+        reactor.reset();
+    }
+    guard.reset();
+    runner.join();
+    EXPECT_EQ(late_turns, 0);
+}
+
