@@ -61,6 +61,7 @@ Completion open(const Request& request) {
     // then fail.
     if (flags < 0 || ::fcntl(file, F_SETFL, flags & ~O_NONBLOCK) != 0 ||
         ::fstat(file, &status) != 0) {
+                        direct_alignment(file) &&
         const std::error_code error = last_error();
         ::close(file);
         return {.error = error};
@@ -203,12 +204,27 @@ bool is_direct(int file) {
     return flags >= 0 && (flags & O_DIRECT) != 0;
 }
 
-std::uint32_t direct_offset_alignment(int file) {
+std::optional<DirectAlignment> direct_alignment(const struct statx& status) {
+    DirectAlignment alignment;
+    if ((status.stx_mask & STATX_DIOALIGN) == 0)
+        return alignment;
+    constexpr std::uint32_t planned = 4096;
+    const std::uint32_t memory = status.stx_dio_mem_align, offset = status.stx_dio_offset_align;
+    // 0 says that transfers would fail, or silently go through the page cache.
+    if (memory == 0 || offset == 0 || memory > planned || offset > planned)
+        return std::nullopt;
+    return DirectAlignment{.memory = memory, .offset = offset};
+}
+
+std::optional<DirectAlignment> direct_alignment(int file) {
     struct statx status{};
-    if (::statx(file, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
-        (status.stx_mask & STATX_DIOALIGN) != 0 && status.stx_dio_offset_align != 0)
-        return status.stx_dio_offset_align;
-    return 4096;
+    if (::statx(file, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) != 0)
+        status.stx_mask = 0;
+    return direct_alignment(status);
+}
+
+std::uint32_t direct_offset_alignment(int file) {
+    return direct_alignment(file).value_or(DirectAlignment{}).offset;
 }
 
 void perform(Operation& operation) {

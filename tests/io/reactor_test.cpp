@@ -19,6 +19,7 @@
 
 #include "backends.hpp"
 #include "io/buffer_pool.hpp"
+#include "io/posix_ops.hpp"
 #include "io/simulated_disk.hpp"
 #include "io/uring_backend.hpp"
 
@@ -281,3 +282,54 @@ TEST(ReactorLoop, NoTurnUsesABackendThatIsBeingDestroyed) {
     EXPECT_EQ(late_turns, 0);
 }
 
+TEST(PosixOps, OpeningAFifoDoesNotHang) {
+    const TemporaryDirectory directory;
+    ASSERT_EQ(::mkfifo((directory / "fifo").c_str(), 0600), 0);
+    const auto reactor = value_or_throw(Reactor::create());
+    const Completion opened = reactor->wait({.op = Opcode::open, .path = directory / "fifo"});
+    ASSERT_FALSE(opened.error);
+    EXPECT_EQ(opened.status.kind, FileKind::other);
+    reactor->wait({.op = Opcode::close, .file = static_cast<int>(opened.result)});
+}
+
+TEST(PosixOps, DirectTransfersMustFitTheBlocksOfThisLibrary) {
+    const auto judge = [](unsigned mask, std::uint32_t memory, std::uint32_t offset) {
+        struct statx status{};
+        status.stx_mask = mask;
+        status.stx_dio_mem_align = memory;
+        status.stx_dio_offset_align = offset;
+        const auto alignment = posix::direct_alignment(status);
+        return alignment ? std::pair{alignment->memory, alignment->offset}
+                         : std::pair{std::uint32_t{0}, std::uint32_t{0}};
+    };
+    using Pair = std::pair<std::uint32_t, std::uint32_t>;
+    constexpr Pair no{0, 0};
+    EXPECT_EQ(judge(STATX_BASIC_STATS, 0, 0), Pair(4096, 4096)) << "the kernel does not say";
+    EXPECT_EQ(judge(STATX_DIOALIGN, 4, 512), Pair(4, 512));
+    EXPECT_EQ(judge(STATX_DIOALIGN, 4096, 4096), Pair(4096, 4096));
+    EXPECT_EQ(judge(STATX_DIOALIGN, 0, 0), no);
+    EXPECT_EQ(judge(STATX_DIOALIGN, 4, 8192), no);
+    EXPECT_EQ(judge(STATX_DIOALIGN, 65536, 512), no);
+}
+
+// tmpfs, where there is one, may refuse O_DIRECT; its buffered descriptors must take any transfer.
+TEST(PosixOps, RefusedDirectIsSaid) {
+    if (::access("/dev/shm", W_OK) != 0)
+        GTEST_SKIP() << "no /dev/shm";
+    const auto reactor = value_or_throw(Reactor::create());
+    const auto info = reactor->file_system("/dev/shm");
+    ASSERT_TRUE(info) << info.error().message();
+    const std::string path = "/dev/shm/safering.test." + std::to_string(::getpid());
+    const Completion opened = reactor->wait(
+        {.op = Opcode::open, .mode = OpenMode::create, .caching = Caching::direct, .path = path});
+    ASSERT_FALSE(opened.error);
+    EXPECT_EQ(opened.direct, info->direct);
+    const int file = static_cast<int>(opened.result);
+    EXPECT_FALSE(reactor->wait({.op = Opcode::allocate, .file = file, .length = 10000}).error);
+    EXPECT_EQ(reactor->wait({.op = Opcode::stat, .path = path}).status.size, 10000u);
+    reactor->wait_all({{.op = Opcode::unlink, .path = path}, {.op = Opcode::close, .file = file}});
+}
+
+} // namespace
+
+} // namespace safering::test
