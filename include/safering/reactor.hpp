@@ -98,8 +98,11 @@ class SAFERING_API Reactor {
         Handler on_complete;
     };
 
-    /// With a thread of its own. Errors: io_backend_unavailable where io_uring was asked for and is
-    /// refused.
+    /// With a thread of its own. No signal but those of a thread's own faults (SIGSEGV, ...) is ever
+    /// handled on the library's threads: they block the others.
+    /// Errors: EINVAL for options that are 0 or no multiple of what they must be one of;
+    /// io_backend_unavailable where io_uring was asked for and is refused; what the system says
+    /// where it grants no thread or no descriptor (EAGAIN, EMFILE).
     static Result<std::unique_ptr<Reactor>> create(ReactorOptions options = {});
     /// On the embedder's io_context, which must be run by one thread, the same one always, and must
     /// outlive the reactor. That thread is known to the reactor from its first turn on, that is

@@ -1,16 +1,18 @@
 // The invariants: the ring is touched by one thread only (SINGLE_ISSUER); in flight never exceeds
-// the completion queue; an entry of the queue is copied out before its slot is given back to the
-// kernel.
+// either queue; an entry is copied out before its slot is given back to the kernel.
 //
 // Buffered transfers stay off the ring: io_uring serialises buffered writes per inode on workers of
 // its own (measured: 0.37 GiB/s), and buffered reads that miss the page cache block inside the
 // submission.
 #include "io/uring_backend.hpp"
+#include <algorithm>
 
 #include <array>
 #include <cerrno>
+#include <system_error>
 #include <mutex>
 
+#include <boost/system/system_error.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
 #include <sys/eventfd.h>
 #include <unistd.h>
@@ -28,7 +30,18 @@ namespace {
 // closable.
 class Doorbell : public std::enable_shared_from_this<Doorbell> {
   public:
-    Doorbell(boost::asio::io_context& context, int file) : descriptor_(context, file) {}
+    /// Throws where the context grants no more descriptors, or the system none.
+    explicit Doorbell(boost::asio::io_context& context) : descriptor_(context) {
+        const int file = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (file < 0)
+            throw std::system_error(posix::last_error(), "eventfd");
+        boost::system::error_code error;
+        descriptor_.assign(file, error);
+        if (!error)
+            return;
+        ::close(file);
+        throw std::system_error(error, "watch an eventfd");
+    }
 
     int file() { return descriptor_.native_handle(); }
 
@@ -81,7 +94,9 @@ class UringBackend final : public Backend {
     void flush() override;
     void reap(std::vector<Operation*>& ended) override;
 
-    unsigned capacity() const override { return ring_->ring.cq.ring_entries; }
+    unsigned capacity() const override {
+        return std::min(ring_->ring.sq.ring_entries, ring_->ring.cq.ring_entries);
+    }
     BackendKind kind() const override { return BackendKind::io_uring; }
     const std::string& reason() const override { return ring_->mode; }
     std::uint64_t resume_alignment(int file) const override {
@@ -120,17 +135,15 @@ bool belongs_in_ring(const Request& request) {
 void UringBackend::begin(Wake wake) {
     wake_ = std::move(wake);
     pool_.begin(wake_);
+    // There is one, even where the kernel has not taken the earlier ones yet: no more operations
+    // are in flight than the queue has entries.
     if (ring_->deferred)
         ring_->enable();
 }
 
 void UringBackend::enqueue(Operation& operation) {
     io_uring_sqe* entry = io_uring_get_sqe(ring());
-    if (entry == nullptr) {
-        submit();
-        entry = io_uring_get_sqe(ring());
-        SAFERING_ASSERT(entry != nullptr); // entries are never fewer than operations in flight
-    }
+    SAFERING_ASSERT(entry != nullptr);
     const int file = operation.request.file;
     const auto length = static_cast<unsigned>(operation.length);
     switch (operation.request.op) {
@@ -213,15 +226,18 @@ Result<std::unique_ptr<Backend>> make_uring_backend(const ReactorOptions& option
     Result<std::unique_ptr<Ring>> ring = Ring::create(options.queue_depth, setup);
     if (!ring)
         return std::unexpected(std::move(ring.error()));
-    const int file = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (file < 0)
-        return fail(Errc::io_backend_unavailable, "set up io_uring",
-                    "eventfd: " + posix::last_error().message());
-    auto doorbell = std::make_shared<Doorbell>(context, file);
-    if (const int result = io_uring_register_eventfd(&(*ring)->ring, file); result < 0)
-        return fail(Errc::io_backend_unavailable, "set up io_uring",
-                    "io_uring_register(EVENTFD): " + posix::error_of(result).message());
-    return std::make_unique<UringBackend>(options, std::move(*ring), std::move(doorbell));
+    try {
+        auto doorbell = std::make_shared<Doorbell>(context);
+        if (const int result = io_uring_register_eventfd(&(*ring)->ring, doorbell->file());
+            result < 0)
+            return fail(Errc::io_backend_unavailable, "set up io_uring",
+                        "io_uring_register(EVENTFD): " + posix::error_of(result).message());
+        return std::make_unique<UringBackend>(options, std::move(*ring), std::move(doorbell));
+    } catch (const std::system_error& error) { // no descriptor, or no thread
+        return fail(Errc::io_backend_unavailable, "set up io_uring", error.what());
+    } catch (const boost::system::system_error& error) { // Asio's
+        return fail(Errc::io_backend_unavailable, "set up io_uring", error.what());
+    }
 }
 
 } // namespace safering

@@ -1,4 +1,5 @@
 // What does not depend on the backend: its choice, forks, misuse.
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -175,6 +176,100 @@ TEST(ReactorChoice, SaysWhatRuns) {
     const auto threads = value_or_throw(Reactor::create({.backend = BackendChoice::threads}));
     EXPECT_EQ(threads->info().reason, "asked for");
     EXPECT_EQ(name(threads->info().backend), "threads");
+}
+
+TEST(ReactorChoice, OptionsThatCannotWorkAreErrors) {
+    const auto refused = [](const ReactorOptions& options) {
+        const auto reactor = Reactor::create(options);
+        boost::asio::io_context context;
+        const auto embedded = Reactor::create(context, options);
+        EXPECT_EQ(reactor.error().code, std::errc::invalid_argument);
+        EXPECT_EQ(embedded.error().code, std::errc::invalid_argument);
+        return reactor.error().detail;
+    };
+    EXPECT_TRUE(refused({.queue_depth = 0}).contains("queue_depth"));
+    EXPECT_TRUE(refused({.threads = 0}).contains("threads"));
+    EXPECT_TRUE(refused({.buffer_bytes = 0}).contains("buffer_bytes"));
+    EXPECT_TRUE(refused({.buffer_bytes = 4097}).contains("4097"));
+    EXPECT_TRUE(refused({.buffer_count = 0}).contains("buffer_count"));
+}
+
+std::size_t open_descriptors() {
+    const std::filesystem::directory_iterator files("/proc/self/fd");
+    return static_cast<std::size_t>(std::distance(begin(files), end(files)));
+}
+
+// With room for 0, 1, 2, ... more descriptors: an Error or a reactor, nothing thrown, none leaked.
+TEST(ReactorChoice, RunningOutOfDescriptorsIsAnError) {
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+    const std::size_t held = open_descriptors();
+    const int next = ::dup(STDERR_FILENO); // the lowest that is free
+    ::close(next);
+    int created = 0, errors = 0, threads = 0;
+    for (unsigned room = 0; room < 12; ++room) {
+        rlimit few = before;
+        few.rlim_cur = static_cast<rlim_t>(next) + room;
+        ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+        auto reactor = Reactor::create();
+        if (reactor) {
+            ++created;
+            threads += (*reactor)->info().backend == BackendKind::threads ? 1 : 0;
+            EXPECT_EQ((*reactor)->wait({.op = Opcode::stat, .path = "/"}).error, std::error_code{});
+        } else {
+            ++errors;
+            EXPECT_EQ(reactor.error().code, std::errc::too_many_files_open)
+                << reactor.error().message();
+        }
+        reactor = nullptr;
+        ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+        EXPECT_EQ(open_descriptors(), held) << "room for " << room;
+    }
+    EXPECT_GT(created, threads);
+    EXPECT_GT(threads, 0);
+    EXPECT_GT(errors, 0);
+}
+
+bool blocks(std::uint64_t mask, int signal) {
+    return ((mask >> (signal - 1)) & 1) != 0;
+}
+
+// The signals that the other threads of this process block, by /proc.
+std::vector<std::uint64_t> masks_of_other_threads() {
+    const std::string self = std::to_string(::syscall(SYS_gettid));
+    std::vector<std::uint64_t> masks;
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+        std::ifstream status(task.path() / "status");
+        std::string line;
+        // The kernel lists its own workers for a ring here, which take no signals at all.
+        if (task.path().filename() == self || !std::getline(status, line) || line.contains("iou-"))
+            continue;
+        while (std::getline(status, line))
+            if (line.starts_with("SigBlk:"))
+                masks.push_back(std::stoull(line.substr(7), nullptr, 16));
+    }
+    return masks;
+}
+
+TEST(ReactorChoice, LibraryThreadsLeaveTheHostsSignalsAlone) {
+    const auto reactor = value_or_throw(Reactor::create());
+    // Until it first runs, a new thread blocks everything.
+    std::vector<std::uint64_t> masks;
+    for (int i = 0; i < 1000; ++i) {
+        masks = masks_of_other_threads();
+        if (std::ranges::none_of(masks, [](std::uint64_t mask) { return blocks(mask, SIGSEGV); }))
+            break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    EXPECT_GE(masks.size(), 3u) << "the reactor's own and two more";
+    for (const std::uint64_t mask : masks) {
+        EXPECT_TRUE(blocks(mask, SIGTERM));
+        EXPECT_TRUE(blocks(mask, SIGUSR1));
+        EXPECT_FALSE(blocks(mask, SIGSEGV));
+    }
+    sigset_t mine;
+    ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, nullptr, &mine), 0);
+    EXPECT_EQ(::sigismember(&mine, SIGTERM), 0) << "restored";
 }
 
 TEST(ReactorMisuseDeathTest, WaitingOnTheReactorsThreadIsAnAssertion) {
