@@ -44,8 +44,8 @@ enum class WriteItemType : std::uint8_t {
     shard,  ///< a box of one
 };
 
-/// One piece of one tensor that one rank saves. For `tensor`, chunk.offsets are zeros and chunk.sizes
-/// equal size.
+/// One piece of one tensor that one rank saves. For `tensor`, chunk.offsets are zeros and
+/// chunk.sizes equal size.
 struct WriteItem {
     std::string fqn{};
     WriteItemType type = WriteItemType::tensor;

@@ -3,14 +3,12 @@
 //   1. Requests come in as a batch, from any thread, and are queued on the reactor's one executor.
 //   2. At most `queue_depth` are in flight; they are handed to the backend together.
 //   3. Completions are copied out to a ready list first; handlers run after that, in bounded
-//   batches,
-//      never inside the queue walk and never inside submit().
+//      batches, never inside the queue walk and never inside submit().
 //   4. A transfer that came back short is resumed here and nowhere else: memory, length and offset
-//   move
-//      together. EINTR and EAGAIN are retried, a bounded number of times. A failed fsync never is.
+//      move together. EINTR and EAGAIN are retried, a bounded number of times. A failed fsync
+//      never is.
 //   5. Each request ends in exactly one completion; until then its memory is the kernel's.
-//   Destruction
-//      waits for the last one.
+//      Destruction waits for the last one.
 #pragma once
 
 #include <cstdint>
@@ -58,8 +56,8 @@ struct ReactorOptions {
     unsigned queue_depth = 64;
     /// Threads of the `threads` backend.
     unsigned threads = 2;
-    /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated at
-    /// first use.
+    /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated when
+    /// they are first used.
     std::size_t buffer_bytes = std::size_t{4} << 20;
     unsigned buffer_count = 8;
 };

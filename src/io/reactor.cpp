@@ -76,12 +76,9 @@ void Reactor::Impl::finish_on_this_thread() {
 
 std::string_view name(BackendKind kind) {
     switch (kind) {
-    case BackendKind::io_uring:
-        return "io_uring";
-    case BackendKind::threads:
-        return "threads";
-    case BackendKind::simulated:
-        return "simulated";
+    case BackendKind::io_uring: return "io_uring";
+    case BackendKind::threads: return "threads";
+    case BackendKind::simulated: return "simulated";
     }
     return "unknown";
 }
@@ -102,6 +99,9 @@ Result<std::unique_ptr<Backend>> make_backend(const ReactorOptions& options,
     Result<std::unique_ptr<Backend>> ring = make_uring_backend(options, context);
     if (ring || options.backend == BackendChoice::io_uring)
         return ring;
+    return make_threads_backend(options, ring.error().detail);
+}
+
 std::unexpected<Error> not_created(std::error_code code, std::string detail) {
     return fail(code, "create reactor", std::move(detail));
 }
@@ -141,14 +141,11 @@ Result<std::unique_ptr<Reactor>> create_on(boost::asio::io_context& context,
     }
 }
 
-    return make_threads_backend(options, ring.error().detail);
-}
-
-    if (auto good = check(options); !good)
-        return std::unexpected(std::move(good.error()));
 } // namespace
 
 Result<std::unique_ptr<Reactor>> Reactor::create(ReactorOptions options) {
+    if (auto good = check(options); !good)
+        return std::unexpected(std::move(good.error()));
     // One thread runs it: the context needs no locks of its own beyond those for post().
     auto context = std::make_unique<boost::asio::io_context>(1);
     boost::asio::io_context& used = *context;
@@ -178,9 +175,11 @@ Reactor::~Reactor() {
         // Not stop(): completion handlers that were posted to this executor still run.
         impl_->work.reset();
         impl_->thread.join();
+        loop.close();
     } else if (const std::thread::id thread = loop.thread();
                thread == std::thread::id{} || thread == std::this_thread::get_id()) {
         impl_->finish_on_this_thread();
+        loop.close();
     } else {
         loop.close_when_idle();
     }
@@ -216,11 +215,9 @@ std::vector<Completion> Reactor::wait_all(std::vector<Request> requests) {
     };
     // Shared, since the last count_down() may still be inside the latch when this function returns.
     const auto waiting = std::make_shared<Waiting>(requests.size());
-        loop.close();
     std::vector<Submission> batch(requests.size());
     for (std::size_t i = 0; i < requests.size(); ++i) {
         batch[i].request = std::move(requests[i]);
-        loop.close();
         batch[i].on_complete = [waiting, i](Completion completion) {
             waiting->completions[i] = std::move(completion);
             waiting->left.count_down();

@@ -169,15 +169,9 @@ void ReactorLoop::settle_ended() {
 void ReactorLoop::settle(Operation& operation) {
     const auto alignment = [&] { return backend_->resume_alignment(operation.request.file); };
     switch (next_step(operation, alignment)) {
-    case NextStep::finish:
-        finished_.emplace_back(&operation);
-        break;
-    case NextStep::again:
-        pending_.push_front(&operation);
-        break;
-    case NextStep::later:
-        retry_later(operation);
-        break;
+    case NextStep::finish: finished_.emplace_back(&operation); break;
+    case NextStep::again: pending_.push_front(&operation); break;
+    case NextStep::later: retry_later(operation); break;
     }
 }
 
@@ -203,9 +197,9 @@ void ReactorLoop::fill() {
     backend_->flush();
 }
 
-// A handler may destroy the Reactor (on an embedder's context), which runs turns inside this one
-// until only the handlers on the stack are left: so nothing is kept here from one handler to the
-// next.
+// A handler may destroy the Reactor (on an embedder's context), which runs turns inside
+// this one until only the handlers on the stack are left: so nothing is kept here from
+// one handler to the next.
 void ReactorLoop::run_handlers() {
     for (std::size_t ran = 0; ran < handlers_per_turn && !finished_.empty(); ++ran) {
         const std::unique_ptr<Operation> operation = std::move(finished_.front());

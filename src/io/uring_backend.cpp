@@ -2,18 +2,17 @@
 // either queue; an entry is copied out before its slot is given back to the kernel.
 //
 // Buffered transfers stay off the ring: io_uring serialises buffered writes per inode on workers of
-// its own (measured: 0.37 GiB/s), and buffered reads that miss the page cache block inside the
-// submission.
+// its own (measured: 0.37 GiB/s), and buffered reads that miss the page cache block in submission.
 #include "io/uring_backend.hpp"
-#include <algorithm>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
-#include <system_error>
 #include <mutex>
+#include <system_error>
 
-#include <boost/system/system_error.hpp>
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/system/system_error.hpp>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -26,8 +25,7 @@ namespace safering {
 namespace {
 
 // The eventfd through which the kernel wakes the io_context. Its handler may come after the backend
-// is gone, and on another thread than the one that destroys the backend: hence shared, locked,
-// closable.
+// is gone, on another thread than the one that destroys it: hence shared, locked, closable.
 class Doorbell : public std::enable_shared_from_this<Doorbell> {
   public:
     /// Throws where the context grants no more descriptors, or the system none.
@@ -58,8 +56,8 @@ class Doorbell : public std::enable_shared_from_this<Doorbell> {
                                        return;
                                    self->listening_ = false;
                                    std::uint64_t rings = 0;
-                                   // Non-blocking; the count says nothing, the completion queue
-                                   // everything.
+                                   // Non-blocking; the completion queue says
+                                   // what the count does not.
                                    [[maybe_unused]] const ssize_t got =
                                        ::read(self->file(), &rings, sizeof rings);
                                    wake();
@@ -122,26 +120,23 @@ class UringBackend final : public Backend {
 bool belongs_in_ring(const Request& request) {
     switch (request.op) {
     case Opcode::fsync:
-    case Opcode::allocate:
-        return true;
+    case Opcode::allocate: return true;
     case Opcode::read:
-    case Opcode::write:
-        return posix::is_direct(request.file);
-    default:
-        return false;
+    case Opcode::write: return posix::is_direct(request.file);
+    default: return false;
     }
 }
 
 void UringBackend::begin(Wake wake) {
     wake_ = std::move(wake);
     pool_.begin(wake_);
-    // There is one, even where the kernel has not taken the earlier ones yet: no more operations
-    // are in flight than the queue has entries.
     if (ring_->deferred)
         ring_->enable();
 }
 
 void UringBackend::enqueue(Operation& operation) {
+    // There is one, even where the kernel has not taken the earlier ones yet: no more operations
+    // are in flight than the queue has entries.
     io_uring_sqe* entry = io_uring_get_sqe(ring());
     SAFERING_ASSERT(entry != nullptr);
     const int file = operation.request.file;
@@ -153,9 +148,7 @@ void UringBackend::enqueue(Operation& operation) {
     case Opcode::write:
         io_uring_prep_write(entry, file, operation.data, length, operation.offset);
         break;
-    case Opcode::fsync:
-        io_uring_prep_fsync(entry, file, 0);
-        break;
+    case Opcode::fsync: io_uring_prep_fsync(entry, file, 0); break;
     default:
         io_uring_prep_fallocate(entry, file, 0, static_cast<off_t>(operation.offset),
                                 static_cast<off_t>(operation.length));
@@ -196,8 +189,7 @@ void UringBackend::reap(std::vector<Operation*>& ended) {
     pool_.reap(ended);
     if (in_ring_ == 0)
         return;
-    // With DEFER_TASKRUN the eventfd rings before the completion is in the queue; this puts it
-    // there.
+    // With DEFER_TASKRUN the eventfd rings before the completion is in its queue; this puts it in.
     io_uring_get_events(ring());
     std::array<io_uring_cqe*, 64> batch;
     while (const unsigned count = io_uring_peek_batch_cqe(ring(), batch.data(), batch.size())) {

@@ -44,8 +44,7 @@ std::uint32_t take_file(ByteReader& in, std::size_t files) {
     return file;
 }
 
-// An item's flags: the dtype, then one bit for a shard and one for a chunk that is the whole
-// tensor.
+// An item's flags: the dtype, one bit for a shard and one for a chunk that is the whole tensor.
 constexpr unsigned shard_bit = 1 << 5, whole_bit = 1 << 6;
 static_assert(dtype_count <= shard_bit);
 
@@ -105,9 +104,9 @@ StoragePlan take_storage_plan(ByteReader& in, std::size_t items) {
     if (layout > static_cast<std::uint8_t>(FileLayout::sharded))
         in.refuse("unknown layout");
     storage.layout = static_cast<FileLayout>(layout);
+    storage.chunk_bytes = in.number();
     if (storage.chunk_bytes < 4096 || !std::has_single_bit(storage.chunk_bytes))
         in.refuse("chunk_bytes is not a power of two of at least 4096");
-    storage.chunk_bytes = in.number();
     storage.files = take_list(in, 3, [&] {
         PlannedFile file;
         file.name = in.text();

@@ -1,5 +1,5 @@
-// One suite over every backend: each operation, its errors, and what the Reactor promises about
-// them.
+// One suite over every backend: each operation, its errors, and what the
+// Reactor promises about them.
 #include <atomic>
 #include <future>
 #include <latch>
@@ -413,8 +413,8 @@ TEST_P(BackendTest, DestructionWaitsForEveryHandler) {
 }
 
 TEST_P(BackendTest, SubmittingDuringDestructionIsStopped) {
-    // A handler that submits until it is refused: the destructor lets every round end, and ends
-    // itself.
+    // A handler that submits until it is refused: the destructor lets every
+    // round end, and ends itself.
     Reactor* reactor = reactor_.get();
     std::promise<void> started;
     int rounds = 0;

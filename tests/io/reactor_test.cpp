@@ -286,38 +286,6 @@ TEST(ReactorMisuseDeathTest, WaitingOnTheReactorsThreadIsAnAssertion) {
         "running_in_this_thread");
 }
 
-TEST(PosixOps, OpeningAFifoDoesNotHang) {
-    const TemporaryDirectory directory;
-    ASSERT_EQ(::mkfifo((directory / "fifo").c_str(), 0600), 0);
-    const auto reactor = value_or_throw(Reactor::create());
-    const Completion opened = reactor->wait({.op = Opcode::open, .path = directory / "fifo"});
-    ASSERT_FALSE(opened.error);
-    EXPECT_EQ(opened.status.kind, FileKind::other);
-    reactor->wait({.op = Opcode::close, .file = static_cast<int>(opened.result)});
-}
-
-// tmpfs, where there is one, may refuse O_DIRECT, and its buffered descriptors must take any
-// transfer.
-TEST(PosixOps, RefusedDirectIsSaid) {
-    if (::access("/dev/shm", W_OK) != 0)
-        GTEST_SKIP() << "no /dev/shm";
-    const auto reactor = value_or_throw(Reactor::create());
-    const auto info = reactor->file_system("/dev/shm");
-    ASSERT_TRUE(info) << info.error().message();
-    const std::string path = "/dev/shm/safering.test." + std::to_string(::getpid());
-    const Completion opened = reactor->wait(
-        {.op = Opcode::open, .mode = OpenMode::create, .caching = Caching::direct, .path = path});
-    ASSERT_FALSE(opened.error);
-    EXPECT_EQ(opened.direct, info->direct);
-    const int file = static_cast<int>(opened.result);
-    EXPECT_FALSE(reactor->wait({.op = Opcode::allocate, .file = file, .length = 10000}).error);
-    EXPECT_EQ(reactor->wait({.op = Opcode::stat, .path = path}).status.size, 10000u);
-    reactor->wait_all({{.op = Opcode::unlink, .path = path}, {.op = Opcode::close, .file = file}});
-}
-
-} // namespace
-
-} // namespace safering::test
 // Wakes the loop without end, from a thread of its own, and notices a turn that uses it while
 // it is being destroyed.
 class RestlessBackend final : public Backend {
