@@ -55,8 +55,9 @@ def main(status, reports):
                 results = list(results_of_meson(report))
             else:
                 results = [result for _, result in results_of_junit(report)]
-        except (OSError, ElementTree.ParseError) as error:
-            print(f"the tests did not run to their end: {error}", file=sys.stderr)
+        # A runner that was killed leaves no report, half of one, or lines without what they should say.
+        except (OSError, ElementTree.ParseError, ValueError, KeyError) as error:
+            print(f"the tests did not run to their end: {type(error).__name__}: {error}", file=sys.stderr)
             results = [FAILED]
         for result in results:
             totals[result] += 1

@@ -2,9 +2,9 @@
 //
 //   quickstart SOURCE.safetensors DESTINATION
 //
-// The ranks are threads here, each with a writer or reader and a reactor of its own, and they
-// exchange plans and results as bytes: what crosses between them could as well go through MPI or a
-// socket.
+// The ranks are threads here, each with a writer or reader and a reactor of its own, and
+// they exchange plans and results as bytes: what crosses between them could as well go
+// through MPI or a socket.
 
 #include <algorithm>
 #include <chrono>
@@ -33,8 +33,8 @@ struct Part {
     Shape sizes;
 };
 
-// A rank's part of a tensor cut along `dimension`; nothing is left for the last ranks of a small
-// tensor.
+// A rank's part of a tensor cut along `dimension`; nothing is left for the last
+// ranks of a small tensor.
 Part part_of(const Shape& shape, std::size_t dimension, unsigned rank, unsigned ranks) {
     Part part{Shape(shape.size(), 0), shape};
     if (shape.empty()) {

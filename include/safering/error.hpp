@@ -114,8 +114,8 @@ SAFERING_API std::unexpected<Error> fail(std::error_code code, std::string opera
                                          std::string detail = {});
 SAFERING_API std::unexpected<Error> fail(Errc code, std::string operation, std::string detail = {});
 
-/// Control characters, quotes and non-UTF-8 bytes of a name from a file, made printable; long names are
-/// shortened.
+/// Control characters, quotes and non-UTF-8 bytes of a name from a file, made printable; long names
+/// are shortened.
 SAFERING_API std::string escaped(std::string_view text);
 
 /// What constructors, std::future::get() and the one-call functions throw.

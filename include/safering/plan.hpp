@@ -44,8 +44,8 @@ enum class WriteItemType : std::uint8_t {
     shard,  ///< a box of one
 };
 
-/// One piece of one tensor that one rank saves. For `tensor`, chunk.offsets are zeros and chunk.sizes
-/// equal size.
+/// One piece of one tensor that one rank saves. For `tensor`, chunk.offsets are zeros and
+/// chunk.sizes equal size.
 struct WriteItem {
     std::string fqn{};
     WriteItemType type = WriteItemType::tensor;
@@ -90,7 +90,8 @@ struct StoragePlan {
     /// Directory that the files are written in, absolute.
     std::string directory{};
     FileLayout layout = FileLayout::full;
-    /// Extents are cut, and digests taken, at multiples of this many bytes of the file.
+    /// Extents are cut, and digests taken, at multiples of this many bytes of the file. A power of
+    /// two, 4096 or more; 0 is unset.
     std::uint64_t chunk_bytes = 0;
     std::vector<PlannedFile> files{};
     /// Parallel to SavePlan::items.
@@ -192,8 +193,11 @@ SAFERING_API std::vector<std::byte> to_bytes(const SavePlan& plan);
 SAFERING_API std::vector<std::byte> to_bytes(const WriteResults& results);
 SAFERING_API std::vector<std::byte> to_bytes(const LoadPlan& plan);
 SAFERING_API std::vector<std::byte> to_bytes(const Metadata& metadata);
-/// Errors: plan_bad_bytes, with the offset, also where lists that should be parallel are not or the index of
-/// a file has no file; never reads or allocates beyond what the bytes hold.
+/// Errors: plan_bad_bytes, with the offset, also where lists that should be parallel are not, the
+/// index of a file has no file, a shape has more than 64 dimensions or chunk_bytes is no power of
+/// two of at least 4096. Never reads beyond the bytes, and needs memory in proportion to them: at
+/// worst about 300 bytes for each of theirs (an item of three bytes becomes a WriteItem of 208, in
+/// a vector that doubles, with a copy of a name of up to 256 that it repeats by number).
 SAFERING_API Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes);
 SAFERING_API Result<WriteResults> write_results_from_bytes(std::span<const std::byte> bytes);
 SAFERING_API Result<LoadPlan> load_plan_from_bytes(std::span<const std::byte> bytes);

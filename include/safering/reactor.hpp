@@ -3,14 +3,12 @@
 //   1. Requests come in as a batch, from any thread, and are queued on the reactor's one executor.
 //   2. At most `queue_depth` are in flight; they are handed to the backend together.
 //   3. Completions are copied out to a ready list first; handlers run after that, in bounded
-//   batches,
-//      never inside the queue walk and never inside submit().
+//      batches, never inside the queue walk and never inside submit().
 //   4. A transfer that came back short is resumed here and nowhere else: memory, length and offset
-//   move
-//      together. EINTR and EAGAIN are retried, a bounded number of times. A failed fsync never is.
+//      move together. EINTR and EAGAIN are retried, a bounded number of times. A failed fsync
+//      never is.
 //   5. Each request ends in exactly one completion; until then its memory is the kernel's.
-//   Destruction
-//      waits for the last one.
+//      Destruction waits for the last one.
 #pragma once
 
 #include <cstdint>
@@ -58,8 +56,8 @@ struct ReactorOptions {
     unsigned queue_depth = 64;
     /// Threads of the `threads` backend.
     unsigned threads = 2;
-    /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated at
-    /// first use.
+    /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated when
+    /// they are first used.
     std::size_t buffer_bytes = std::size_t{4} << 20;
     unsigned buffer_count = 8;
 };
@@ -98,17 +96,29 @@ class SAFERING_API Reactor {
         Handler on_complete;
     };
 
-    /// With a thread of its own. Errors: io_backend_unavailable where io_uring was asked for and is
-    /// refused.
+    /// With a thread of its own. No signal but those of a thread's own faults (SIGSEGV, ...) is ever
+    /// handled on the library's threads: they block the others.
+    /// Errors: EINVAL for options that are 0 or no multiple of what they must be one of;
+    /// io_backend_unavailable where io_uring was asked for and is refused; what the system says
+    /// where it grants no thread or no descriptor (EAGAIN, EMFILE).
     static Result<std::unique_ptr<Reactor>> create(ReactorOptions options = {});
     /// On the embedder's io_context, which must be run by one thread, the same one always, and must
-    /// outlive the reactor. While work is in flight it must still be run when the reactor is
-    /// destroyed, unless that is done by its own thread or nobody ever ran it: then the destructor
-    /// runs it.
+    /// outlive the reactor. That thread is known to the reactor from its first turn on, that is
+    /// from when the context first runs something that was submitted here.
+    ///
+    /// The destructor may be called
+    ///   - on that thread, also inside a handler: it runs the context until all has ended;
+    ///   - on another thread after the first turn: it waits, so the context must still be run while
+    ///     anything is in flight;
+    ///   - on any thread before the first turn, if no other thread runs the context or begins to
+    ///     before the destructor has returned: it cannot tell that somebody does, and runs the
+    ///     context itself. Where another thread runs it, wait for one completion first.
     static Result<std::unique_ptr<Reactor>> create(boost::asio::io_context& context,
                                                    ReactorOptions options = {});
-    /// Waits for everything submitted and for its handlers, but one that destroys it. Not on the
-    /// reactor's own thread (asserted). In a forked child it does nothing.
+    /// Waits for everything submitted and for its handlers, but one that destroys it. What those
+    /// submit meanwhile ends in io_stopped, except that a close is carried out. Not on the thread
+    /// that a reactor has of its own (asserted); for an embedder's context see create(). In a
+    /// forked child it does nothing.
     ~Reactor();
     Reactor(const Reactor&) = delete;
     Reactor& operator=(const Reactor&) = delete;

@@ -1,8 +1,8 @@
-// What the Reactor asks of whatever carries its requests out: io_uring, threads or a simulated
-// disk.
+// What the Reactor asks of whatever carries its requests out: io_uring,
+// threads or a simulated disk.
 //
-// The invariant: an operation handed to start() is the backend's until reap() returns it, exactly
-// once.
+// The invariant: an operation handed to start() is the backend's until reap()
+// returns it, exactly once.
 #pragma once
 
 #include <functional>
@@ -26,8 +26,8 @@ struct Operation {
     std::byte* data = nullptr;
     std::uint64_t length = 0;
     std::uint64_t offset = 0;
-    /// How this attempt ended; the backend's to fill. `result` of a transfer: bytes of this
-    /// attempt.
+    /// How this attempt ended; the backend's to fill. `result` of a transfer:
+    /// bytes of this attempt.
     Completion completion{};
 
     /// Bytes moved by all attempts, and how often in a row nothing moved.
@@ -35,8 +35,8 @@ struct Operation {
     unsigned idle = 0;
 };
 
-/// All functions run on the reactor's thread unless they say otherwise; none blocks unless it says
-/// so.
+/// All functions run on the reactor's thread unless they say otherwise; none
+/// blocks unless it says so.
 class Backend {
   public:
     /// Makes the Reactor call reap() soon; any thread may call it.

@@ -2,6 +2,7 @@
 
 #include <boost/asio/post.hpp>
 
+#include "io/blocked_signals.hpp"
 #include "io/posix_ops.hpp"
 
 namespace safering {
@@ -19,10 +20,12 @@ bool is_small_buffered_write(const Operation& operation) {
 
 } // namespace
 
-BlockingPool::BlockingPool(unsigned threads) : threads_(threads) {}
-
-BlockingPool::~BlockingPool() {
-    threads_.join();
+BlockingPool::BlockingPool(unsigned threads)
+    : tasks_(static_cast<int>(threads)), work_(tasks_.get_executor()) {
+    const BlockedSignals blocked;
+    threads_.reserve(threads);
+    for (unsigned i = 0; i < threads; ++i)
+        threads_.emplace_back([this] { tasks_.run(); });
 }
 
 void BlockingPool::start(Operation& operation) {
@@ -43,7 +46,7 @@ void BlockingPool::flush() {
 }
 
 void BlockingPool::post(std::vector<Operation*> group) {
-    boost::asio::post(threads_, [this, group = std::move(group)] {
+    boost::asio::post(tasks_, [this, group = std::move(group)] {
         for (Operation* operation : group)
             posix::perform(*operation);
         {

@@ -3,9 +3,11 @@
 #pragma once
 
 #include <mutex>
+#include <thread>
 #include <vector>
 
-#include <boost/asio/thread_pool.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+#include <boost/asio/io_context.hpp>
 
 #include "io/backend.hpp"
 
@@ -13,9 +15,12 @@ namespace safering {
 
 class BlockingPool {
   public:
+    /// Throws std::system_error where the system grants no thread.
     explicit BlockingPool(unsigned threads);
+    BlockingPool(const BlockingPool&) = delete;
+    BlockingPool& operator=(const BlockingPool&) = delete;
     /// Joins the threads; nothing may be in flight.
-    ~BlockingPool();
+    ~BlockingPool() = default;
 
     void begin(Backend::Wake wake) { wake_ = std::move(wake); }
     void start(Operation& operation);
@@ -29,7 +34,12 @@ class BlockingPool {
     std::vector<Operation*> started_;
     std::mutex mutex_;
     std::vector<Operation*> ended_;
-    boost::asio::thread_pool threads_;
+
+    // Destroyed from the last to the first: no more work, the threads end, the context goes. Also
+    // when not all threads could be had; asio::thread_pool waits for the others for ever then.
+    boost::asio::io_context tasks_;
+    std::vector<std::jthread> threads_;
+    boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
 };
 
 } // namespace safering

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <deque>
 #include <fstream>
+#include <limits>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -55,34 +56,46 @@ struct BufferPool::State {
         if (mapping != nullptr)
             ::munmap(mapping, mapping_bytes);
     }
-    void map();
-    void populate() const;
+    /// Whether there was memory.
+    bool map();
+    bool populate() const;
 };
 
 // The kernel gives no alignment beyond a page, so one huge page more is mapped than is used.
-void BufferPool::State::map() {
+bool BufferPool::State::map() {
+    // A wish that no address space holds; also keeps what follows from overflowing.
+    constexpr std::size_t most = std::numeric_limits<std::ptrdiff_t>::max() - 2 * huge_page_bytes;
+    if (buffer_bytes > most / count)
+        return false;
     const std::size_t used = round_up(buffer_bytes * count, huge_page_bytes);
     mapping_bytes = used + huge_page_bytes;
     void* address = ::mmap(nullptr, mapping_bytes, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (address == MAP_FAILED)
-        return;
+        return false;
     mapping = static_cast<std::byte*>(address);
     const auto from = reinterpret_cast<std::uintptr_t>(mapping);
     begin = mapping + (round_up(from, huge_page_bytes) - from);
     const bool accepted = ::madvise(begin, used, MADV_HUGEPAGE) == 0;
     ::madvise(begin, used, MADV_DONTFORK);
-    populate();
+    if (!populate())
+        return false;
     huge_pages = accepted && has_huge_pages(begin);
+    return true;
 }
 
 // First touch costs 1.5 to 7 us a page on VMs; here it is paid before the save, not inside it.
-void BufferPool::State::populate() const {
+bool BufferPool::State::populate() const {
     const std::size_t bytes = buffer_bytes * count;
     if (::madvise(begin, bytes, MADV_POPULATE_WRITE) == 0)
-        return;
+        return true;
+    // Before 5.14 the kernel does not know it. Any other failure says that there is no memory, and
+    // touching the pages would end in a signal instead of an error.
+    if (errno != EINVAL)
+        return false;
     for (std::size_t at = 0; at < bytes; at += page_bytes)
         *const_cast<volatile std::byte*>(begin + at) = std::byte{0};
+    return true;
 }
 
 BufferPool::Buffer::Buffer(Buffer&& other) noexcept
@@ -115,8 +128,7 @@ Result<std::unique_ptr<BufferPool>> BufferPool::create(std::size_t buffer_bytes,
     auto state = std::make_unique<State>();
     state->buffer_bytes = buffer_bytes;
     state->count = count;
-    state->map();
-    if (state->mapping == nullptr)
+    if (!state->map()) // what is mapped already goes with the state
         return fail(std::make_error_code(std::errc::not_enough_memory), "allocate buffers",
                     std::to_string(count) + " buffers of " + std::to_string(buffer_bytes) +
                         " bytes; configure fewer or smaller ones");

@@ -1,8 +1,7 @@
 // A fixed number of aligned buffers of one size, the bound on a save's or load's memory. One
 // mapping, 2 MiB aligned, on transparent huge pages where they are to be had (measured: a 4 MiB
 // direct write from 4 KiB pages is a thousand segments, from huge pages two; it doubles the disk's
-// rate), kept out of forked children, whose copy-on-write would otherwise move pages away under the
-// kernel.
+// rate), kept out of forked children: their copy-on-write would move pages away under the kernel.
 #pragma once
 
 #include <cstddef>

@@ -76,19 +76,14 @@ Result<FileSystemInfo> probe(const std::string& directory) {
     if (file < 0)
         return refused(directory, "create a probe file in");
     const int flags = ::fcntl(file, F_GETFL);
-    info.direct = flags >= 0 && ::fcntl(file, F_SETFL, flags | O_DIRECT) == 0;
+    const auto alignment = posix::direct_alignment(file);
+    info.direct =
+        alignment.has_value() && flags >= 0 && ::fcntl(file, F_SETFL, flags | O_DIRECT) == 0;
     // One block is enough to learn whether it is implemented. A full disk implements it too.
     info.allocate = ::fallocate(file, 0, 0, 4096) == 0 || errno == ENOSPC || errno == EDQUOT;
-    struct statx status{};
-    if (::statx(file, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
-        (status.stx_mask & STATX_DIOALIGN) != 0) {
-        // 0 says that direct I/O would silently go through the page cache.
-        if (status.stx_dio_offset_align == 0) {
-            info.direct = false;
-        } else {
-            info.memory_alignment = status.stx_dio_mem_align;
-            info.offset_alignment = status.stx_dio_offset_align;
-        }
+    if (alignment) {
+        info.memory_alignment = alignment->memory;
+        info.offset_alignment = alignment->offset;
     }
     ::close(file);
     return info;

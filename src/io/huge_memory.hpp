@@ -9,8 +9,8 @@
 
 namespace safering::io {
 
-/// Zero-filled, 2 MiB aligned; null for 0 bytes. Errors: ENOMEM. Unlike a BufferPool it is a forked child's
-/// too.
+/// Zero-filled, 2 MiB aligned; null for 0 bytes. Errors: ENOMEM. Unlike a BufferPool it
+/// is a forked child's too.
 Result<std::shared_ptr<std::byte>> allocate_huge(std::size_t bytes);
 
 } // namespace safering::io

@@ -38,14 +38,10 @@ int open_flags(OpenMode mode) {
     // O_NONBLOCK: a FIFO under the name must not hang the open; it means nothing to regular files.
     constexpr int always = O_CLOEXEC | O_NONBLOCK | O_NOCTTY;
     switch (mode) {
-    case OpenMode::read:
-        return always | O_RDONLY;
-    case OpenMode::read_strict:
-        return always | O_RDONLY | O_NOFOLLOW;
-    case OpenMode::update:
-        return always | O_RDWR | O_NOFOLLOW;
-    case OpenMode::create:
-        return always | O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
+    case OpenMode::read: return always | O_RDONLY;
+    case OpenMode::read_strict: return always | O_RDONLY | O_NOFOLLOW;
+    case OpenMode::update: return always | O_RDWR | O_NOFOLLOW;
+    case OpenMode::create: return always | O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
     }
     return always;
 }
@@ -56,9 +52,8 @@ Completion open(const Request& request) {
         return {.error = last_error()};
     struct stat status{};
     const int flags = ::fcntl(file, F_GETFL);
-    // O_NONBLOCK goes: io_uring would answer EAGAIN instead of waiting. O_DIRECT comes only now,
-    // since an open() that refuses it may have created the file already, and a second O_EXCL would
-    // then fail.
+    // O_NONBLOCK goes: io_uring would answer EAGAIN instead of waiting. O_DIRECT comes only now: an
+    // open() that refuses it may have created the file already, and a second O_EXCL would fail.
     if (flags < 0 || ::fcntl(file, F_SETFL, flags & ~O_NONBLOCK) != 0 ||
         ::fstat(file, &status) != 0) {
         const std::error_code error = last_error();
@@ -66,6 +61,7 @@ Completion open(const Request& request) {
         return {.error = error};
     }
     const bool direct = request.caching == Caching::direct && S_ISREG(status.st_mode) &&
+                        direct_alignment(file) &&
                         ::fcntl(file, F_SETFL, (flags & ~O_NONBLOCK) | O_DIRECT) == 0;
     return {
         .result = static_cast<std::uint64_t>(file), .direct = direct, .status = status_of(status)};
@@ -106,7 +102,12 @@ Completion rename_without_replacing(const char* from, const char* to) {
     }
     if (::link(from, to) != 0)
         return {.error = last_error()};
-    return result_of(::unlink(from));
+    // The new name exists, and that is what a rename commits: whoever reads the directory
+    // from now on finds the file. An old name that cannot be removed is litter, not a rename
+    // that has not happened; an error here would have the caller report a failure that
+    // everybody can see succeeded.
+    ::unlink(from);
+    return {};
 }
 
 Completion rename(const Request& request) {
@@ -139,16 +140,11 @@ Completion stat(const Request& request) {
 
 FileKind kind_of(DIR* directory, const dirent& entry) {
     switch (entry.d_type) {
-    case DT_REG:
-        return FileKind::regular;
-    case DT_DIR:
-        return FileKind::directory;
-    case DT_LNK:
-        return FileKind::symlink;
-    case DT_UNKNOWN:
-        break; // the file system does not say
-    default:
-        return FileKind::other;
+    case DT_REG: return FileKind::regular;
+    case DT_DIR: return FileKind::directory;
+    case DT_LNK: return FileKind::symlink;
+    case DT_UNKNOWN: break; // the file system does not say
+    default: return FileKind::other;
     }
     struct stat status{};
     if (::fstatat(::dirfd(directory), entry.d_name, &status, AT_SYMLINK_NOFOLLOW) != 0)
@@ -203,12 +199,27 @@ bool is_direct(int file) {
     return flags >= 0 && (flags & O_DIRECT) != 0;
 }
 
-std::uint32_t direct_offset_alignment(int file) {
+std::optional<DirectAlignment> direct_alignment(const struct statx& status) {
+    DirectAlignment alignment;
+    if ((status.stx_mask & STATX_DIOALIGN) == 0)
+        return alignment;
+    constexpr std::uint32_t planned = 4096;
+    const std::uint32_t memory = status.stx_dio_mem_align, offset = status.stx_dio_offset_align;
+    // 0 says that transfers would fail, or silently go through the page cache.
+    if (memory == 0 || offset == 0 || memory > planned || offset > planned)
+        return std::nullopt;
+    return DirectAlignment{.memory = memory, .offset = offset};
+}
+
+std::optional<DirectAlignment> direct_alignment(int file) {
     struct statx status{};
-    if (::statx(file, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) == 0 &&
-        (status.stx_mask & STATX_DIOALIGN) != 0 && status.stx_dio_offset_align != 0)
-        return status.stx_dio_offset_align;
-    return 4096;
+    if (::statx(file, "", AT_EMPTY_PATH, STATX_DIOALIGN, &status) != 0)
+        status.stx_mask = 0;
+    return direct_alignment(status);
+}
+
+std::uint32_t direct_offset_alignment(int file) {
+    return direct_alignment(file).value_or(DirectAlignment{}).offset;
 }
 
 void perform(Operation& operation) {
@@ -216,48 +227,26 @@ void perform(Operation& operation) {
     const auto offset = static_cast<off_t>(operation.offset);
     Completion& completion = operation.completion;
     switch (request.op) {
-    case Opcode::open:
-        completion = open(request);
-        break;
-    case Opcode::close:
-        completion = close(request.file);
-        break;
-    case Opcode::allocate:
-        completion = allocate(operation);
-        break;
+    case Opcode::open: completion = open(request); break;
+    case Opcode::close: completion = close(request.file); break;
+    case Opcode::allocate: completion = allocate(operation); break;
     case Opcode::read:
         completion = result_of(::pread(request.file, operation.data, operation.length, offset));
         break;
     case Opcode::write:
         completion = result_of(::pwrite(request.file, operation.data, operation.length, offset));
         break;
-    case Opcode::fsync:
-        completion = result_of(::fsync(request.file));
-        break;
+    case Opcode::fsync: completion = result_of(::fsync(request.file)); break;
     case Opcode::truncate:
         completion = result_of(::ftruncate(request.file, static_cast<off_t>(request.length)));
         break;
-    case Opcode::rename:
-        completion = rename(request);
-        break;
-    case Opcode::unlink:
-        completion = result_of(::unlink(request.path.c_str()));
-        break;
-    case Opcode::make_directory:
-        completion = result_of(::mkdir(request.path.c_str(), 0777));
-        break;
-    case Opcode::remove_directory:
-        completion = result_of(::rmdir(request.path.c_str()));
-        break;
-    case Opcode::sync_directory:
-        completion = sync_directory(request);
-        break;
-    case Opcode::stat:
-        completion = stat(request);
-        break;
-    case Opcode::list:
-        completion = list(request);
-        break;
+    case Opcode::rename: completion = rename(request); break;
+    case Opcode::unlink: completion = result_of(::unlink(request.path.c_str())); break;
+    case Opcode::make_directory: completion = result_of(::mkdir(request.path.c_str(), 0777)); break;
+    case Opcode::remove_directory: completion = result_of(::rmdir(request.path.c_str())); break;
+    case Opcode::sync_directory: completion = sync_directory(request); break;
+    case Opcode::stat: completion = stat(request); break;
+    case Opcode::list: completion = list(request); break;
     }
 }
 

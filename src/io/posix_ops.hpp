@@ -1,7 +1,11 @@
 // Requests as blocking system calls. The only file that knows errno's sign.
 #pragma once
 
+#include <optional>
+
 #include "io/backend.hpp"
+
+struct statx;
 
 namespace safering::posix {
 
@@ -15,7 +19,16 @@ std::error_code last_error();
 
 /// Whether `file` was opened with O_DIRECT and still is; does not block.
 bool is_direct(int file);
-/// The offsets at which a direct transfer may start; 4096 where the kernel does not say.
+struct DirectAlignment {
+    std::uint32_t memory = 4096;
+    std::uint32_t offset = 4096;
+};
+/// What direct transfers must be aligned to, 4096 where the kernel does not say
+/// (STATX_DIOALIGN, since 6.1). Nothing where they do not work, or want more than the 4096
+/// bytes in which this library plans.
+std::optional<DirectAlignment> direct_alignment(const struct statx& status);
+std::optional<DirectAlignment> direct_alignment(int file);
+/// The offsets at which a direct transfer of `file` may start.
 std::uint32_t direct_offset_alignment(int file);
 
 } // namespace safering::posix

@@ -4,10 +4,15 @@
 #include <latch>
 #include <mutex>
 #include <optional>
+#include <string>
+#include <system_error>
 #include <thread>
 
+#include <boost/asio/steady_timer.hpp>
+#include <boost/system/system_error.hpp>
 #include <unistd.h>
 
+#include "io/blocked_signals.hpp"
 #include "io/buffer_pool.hpp"
 #include "io/reactor_loop.hpp"
 #include "io/threads_backend.hpp"
@@ -29,6 +34,7 @@ struct Reactor::Impl {
         info.buffer_count = options.buffer_count;
         if (own_context) {
             work.emplace(context.get_executor());
+            const BlockedSignals blocked;
             thread = std::thread([this] { context.run(); });
         }
     }
@@ -70,12 +76,9 @@ void Reactor::Impl::finish_on_this_thread() {
 
 std::string_view name(BackendKind kind) {
     switch (kind) {
-    case BackendKind::io_uring:
-        return "io_uring";
-    case BackendKind::threads:
-        return "threads";
-    case BackendKind::simulated:
-        return "simulated";
+    case BackendKind::io_uring: return "io_uring";
+    case BackendKind::threads: return "threads";
+    case BackendKind::simulated: return "simulated";
     }
     return "unknown";
 }
@@ -91,7 +94,6 @@ namespace {
 
 Result<std::unique_ptr<Backend>> make_backend(const ReactorOptions& options,
                                               boost::asio::io_context& context) {
-    SAFERING_ASSERT(options.queue_depth > 0 && options.threads > 0);
     if (options.backend == BackendChoice::threads)
         return make_threads_backend(options, "asked for");
     Result<std::unique_ptr<Backend>> ring = make_uring_backend(options, context);
@@ -100,24 +102,61 @@ Result<std::unique_ptr<Backend>> make_backend(const ReactorOptions& options,
     return make_threads_backend(options, ring.error().detail);
 }
 
+std::unexpected<Error> not_created(std::error_code code, std::string detail) {
+    return fail(code, "create reactor", std::move(detail));
+}
+
+Result<void> check(const ReactorOptions& options) {
+    const auto refused = [](const std::string& detail) {
+        return not_created(std::make_error_code(std::errc::invalid_argument), detail);
+    };
+    if (options.queue_depth == 0)
+        return refused("queue_depth is 0; nothing could be in flight");
+    if (options.threads == 0)
+        return refused("threads is 0; io_uring needs one as well, for what is not direct");
+    if (options.buffer_count == 0)
+        return refused("buffer_count is 0; a save or a load needs one buffer at least");
+    if (options.buffer_bytes == 0 || options.buffer_bytes % 4096 != 0)
+        return refused("buffer_bytes is " + std::to_string(options.buffer_bytes) +
+                       "; expected a multiple of 4096, the block of direct transfers");
+    return {};
+}
+
+// `own`: `context`, where the reactor is to run it itself.
+Result<std::unique_ptr<Reactor>> create_on(boost::asio::io_context& context,
+                                           std::unique_ptr<boost::asio::io_context> own,
+                                           const ReactorOptions& options) {
+    try {
+        // Opens what the context needs for timers now: where there is no descriptor left for it,
+        // the first pause before a retry would find out.
+        static_cast<void>(boost::asio::steady_timer(context));
+        Result<std::unique_ptr<Backend>> backend = make_backend(options, context);
+        if (!backend)
+            return std::unexpected(std::move(backend.error()));
+        return make_reactor(std::move(*backend), options, std::move(own), context);
+    } catch (const std::system_error& error) { // of std::thread
+        return not_created(error.code(), error.what());
+    } catch (const boost::system::system_error& error) { // Asio's, with an errno as well
+        return not_created({error.code().value(), std::system_category()}, error.what());
+    }
+}
+
 } // namespace
 
 Result<std::unique_ptr<Reactor>> Reactor::create(ReactorOptions options) {
+    if (auto good = check(options); !good)
+        return std::unexpected(std::move(good.error()));
     // One thread runs it: the context needs no locks of its own beyond those for post().
     auto context = std::make_unique<boost::asio::io_context>(1);
     boost::asio::io_context& used = *context;
-    Result<std::unique_ptr<Backend>> backend = make_backend(options, used);
-    if (!backend)
-        return std::unexpected(std::move(backend.error()));
-    return make_reactor(std::move(*backend), options, std::move(context), used);
+    return create_on(used, std::move(context), options);
 }
 
 Result<std::unique_ptr<Reactor>> Reactor::create(boost::asio::io_context& context,
                                                  ReactorOptions options) {
-    Result<std::unique_ptr<Backend>> backend = make_backend(options, context);
-    if (!backend)
-        return std::unexpected(std::move(backend.error()));
-    return make_reactor(std::move(*backend), options, nullptr, context);
+    if (auto good = check(options); !good)
+        return std::unexpected(std::move(good.error()));
+    return create_on(context, nullptr, options);
 }
 
 Reactor::Reactor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -136,13 +175,14 @@ Reactor::~Reactor() {
         // Not stop(): completion handlers that were posted to this executor still run.
         impl_->work.reset();
         impl_->thread.join();
+        loop.close();
     } else if (const std::thread::id thread = loop.thread();
                thread == std::thread::id{} || thread == std::this_thread::get_id()) {
         impl_->finish_on_this_thread();
+        loop.close();
     } else {
-        loop.wait_until_idle();
+        loop.close_when_idle();
     }
-    loop.close();
 }
 
 void Reactor::submit(std::span<Submission> batch) {

@@ -47,9 +47,12 @@ void ReactorLoop::submit(std::span<Reactor::Submission> batch) {
     }
     {
         const std::lock_guard lock(mutex_);
+        // A close is let through: the handler of an open that ends now has nothing else to
+        // do with its descriptor.
         if (refusing_)
             for (const auto& operation : operations)
-                operation->completion.error = Errc::io_stopped;
+                if (operation->request.op != Opcode::close)
+                    operation->completion.error = Errc::io_stopped;
         std::ranges::move(operations, std::back_inserter(incoming_));
         outstanding_ += batch.size();
     }
@@ -64,6 +67,17 @@ void ReactorLoop::refuse_more() {
 void ReactorLoop::wait_until_idle() {
     std::unique_lock lock(mutex_);
     became_idle_.wait(lock, [this] { return outstanding_ == 0 && turns_ == 0; });
+}
+
+void ReactorLoop::close_when_idle() {
+    std::unique_ptr<Backend> backend;
+    {
+        std::unique_lock lock(mutex_);
+        became_idle_.wait(lock, [this] { return outstanding_ == 0 && turns_ == 0; });
+        backend = std::move(backend_);
+    }
+    // Outside the lock: its threads may be about to wake us.
+    backend.reset();
 }
 
 bool ReactorLoop::idle() const {
@@ -83,8 +97,7 @@ void ReactorLoop::close() {
         SAFERING_ASSERT(outstanding_ == running_);
         backend = std::move(backend_);
     }
-    // Outside the lock: its threads may be about to wake us.
-    backend.reset();
+    backend.reset(); // outside the lock, as above
 }
 
 void ReactorLoop::wake() {
@@ -156,15 +169,9 @@ void ReactorLoop::settle_ended() {
 void ReactorLoop::settle(Operation& operation) {
     const auto alignment = [&] { return backend_->resume_alignment(operation.request.file); };
     switch (next_step(operation, alignment)) {
-    case NextStep::finish:
-        finished_.emplace_back(&operation);
-        break;
-    case NextStep::again:
-        pending_.push_front(&operation);
-        break;
-    case NextStep::later:
-        retry_later(operation);
-        break;
+    case NextStep::finish: finished_.emplace_back(&operation); break;
+    case NextStep::again: pending_.push_front(&operation); break;
+    case NextStep::later: retry_later(operation); break;
     }
 }
 
@@ -190,9 +197,9 @@ void ReactorLoop::fill() {
     backend_->flush();
 }
 
-// A handler may destroy the Reactor (on an embedder's context), which runs turns inside this one
-// until only the handlers on the stack are left: so nothing is kept here from one handler to the
-// next.
+// A handler may destroy the Reactor (on an embedder's context), which runs turns inside
+// this one until only the handlers on the stack are left: so nothing is kept here from
+// one handler to the next.
 void ReactorLoop::run_handlers() {
     for (std::size_t ran = 0; ran < handlers_per_turn && !finished_.empty(); ++ran) {
         const std::unique_ptr<Operation> operation = std::move(finished_.front());

@@ -30,15 +30,18 @@ class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
     void wake();
     /// Takes one. The loop's thread.
     void turn();
-    /// Whatever is submitted from now on ends in io_stopped. Any thread.
+    /// Whatever is submitted from now on, but a close, ends in io_stopped. Any thread.
     void refuse_more();
     /// Until every handler has returned. Not on the loop's thread.
     void wait_until_idle();
+    /// The same, and destroys the backend before another turn can begin: the loop's thread may take
+    /// late ones, which then do nothing. Not on the loop's thread.
+    void close_when_idle();
     /// Nothing is left but handlers that have not returned yet, which may be the caller.
     bool idle() const;
     /// The loop's thread; none before the first batch.
     std::thread::id thread() const;
-    /// Destroys the backend; idle loops only.
+    /// Destroys the backend of an idle loop. On the loop's thread, or when nobody runs it any more.
     void close();
 
     const Executor& executor() const { return executor_; }

@@ -40,21 +40,17 @@ std::string hint(int error) {
     switch (error) {
     case EPERM:
     case EACCES:
-        return "a seccomp profile refuses it, as Docker's default one does: run the container with "
-               "a "
-               "profile that allows io_uring_setup, io_uring_enter and io_uring_register";
-    case ENOSYS:
-        return "the kernel lacks it (before 5.10, built without it, or gVisor)";
+        return "a seccomp profile refuses it, as Docker's default one does: run the container "
+               "with a profile that allows io_uring_setup, io_uring_enter and io_uring_register";
+    case ENOSYS: return "the kernel lacks it (before 5.10, built without it, or gVisor)";
     case ENOMEM: {
         rlimit limit{};
         ::getrlimit(RLIMIT_MEMLOCK, &limit);
         return fmt::format("RLIMIT_MEMLOCK is {} KiB: raise it (ulimit -l)", limit.rlim_cur >> 10);
     }
     case EMFILE:
-    case ENFILE:
-        return "too many open files: raise RLIMIT_NOFILE (ulimit -n)";
-    default:
-        return "";
+    case ENFILE: return "too many open files: raise RLIMIT_NOFILE (ulimit -n)";
+    default: return "";
     }
 }
 

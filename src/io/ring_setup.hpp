@@ -14,8 +14,7 @@ namespace safering {
 /// io_uring_queue_init_params, or a test's stand-in for a kernel that refuses: 0 or -errno.
 using RingSetup = std::function<int(unsigned entries, io_uring* ring, io_uring_params* params)>;
 
-/// A ring, closed when it goes. Where `deferred` is set the thread that will use it
-/// must enable it.
+/// A ring, closed when it goes. Where `deferred` is set, the thread that will use it must enable it.
 class Ring {
   public:
     /// A ring that has been seen to work, in the best mode that the kernel grants.

@@ -1,5 +1,5 @@
-// The Reactor's view of a SimulatedDisk: operations end when reap() asks, in the order the disk
-// chooses.
+// The Reactor's view of a SimulatedDisk: operations end when reap() asks, in the
+// order the disk chooses.
 #include <algorithm>
 
 #include "io/simulated_disk.hpp"

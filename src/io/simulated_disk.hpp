@@ -1,16 +1,14 @@
-// A file system in memory that remembers what a power cut would take away: bytes that no fsync has
-// made durable, and names whose directory has not been synced. For tests of everything above the
-// Reactor.
+// A file system in memory that remembers what a power cut would take away: bytes that no
+// fsync has made durable, and names whose directory has not been synced. For tests of
+// everything above the Reactor.
 //
 // The rules of what is durable at a point of the log, as POSIX promises them and no more:
 //   1. A write, truncate or allocate is durable once a later fsync of its file succeeded, and no
-//   fsync of
-//      that file in between failed (after a failed one the kernel forgets that the bytes were
-//      dirty).
+//      fsync of that file in between failed (after a failed one the kernel forgets that the bytes
+//      were dirty).
 //   2. A name operation (create, rename, unlink, make or remove a directory) happens wholly or not
-//   at all;
-//      it is durable once every directory it changes has been synced later. A file's fsync keeps no
-//      name.
+//      at all; it is durable once every directory it changes has been synced later. A file's fsync
+//      keeps no name.
 //   3. Of what is not durable a crash may keep any part: the policy chooses.
 #pragma once
 
@@ -37,7 +35,7 @@ struct CrashPolicy {
         drop_unsynced, ///< all of it is lost
         keep_all,      ///< all of it is kept: a killed process, not a power cut
         random_subset, ///< each name operation and each 4096-byte block of a write kept or lost by
-                       ///< itself
+                       /// < itself
         random_torn,   ///< the same with pieces of 512 bytes
         random_prefix, ///< as an ordered journal does: names kept up to some operation, then lost
     };
@@ -67,8 +65,8 @@ class SimulatedDisk {
     /// Alignment of direct transfers, and the unit in which a torn write is torn.
     static constexpr std::uint64_t sector_bytes = 512;
 
-    /// One operation that changed the disk, or tried to. The log holds them in the order of their
-    /// effects.
+    /// One operation that changed the disk, or tried to. The log holds them in the
+    /// order of their effects.
     struct Record {
         Opcode op = Opcode::close;
         bool failed = false;
@@ -101,8 +99,8 @@ class SimulatedDisk {
 
     void inject(Fault fault);
     void clear_faults();
-    /// Every transfer may move less than it was asked to (direct ones whole blocks of 512, some
-    /// nothing).
+    /// Every transfer may move less than it was asked to (direct ones whole blocks
+    /// of 512, some nothing).
     void shorten_transfers(std::uint64_t seed);
     /// Operations in flight end in a random order, instead of the order of their submission.
     void shuffle_completions(std::uint64_t seed);

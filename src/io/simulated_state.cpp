@@ -67,12 +67,9 @@ class Chance {
     }
     bool keeps() {
         switch (policy_.kind) {
-        case CrashPolicy::Kind::drop_unsynced:
-            return false;
-        case CrashPolicy::Kind::keep_all:
-            return true;
-        default:
-            return random_() % 100 < percent_;
+        case CrashPolicy::Kind::drop_unsynced: return false;
+        case CrashPolicy::Kind::keep_all: return true;
+        default: return random_() % 100 < percent_;
         }
     }
     std::uint64_t piece_bytes() const {
@@ -257,8 +254,7 @@ int SimulatedTree::check(const Record& record) const {
             return EISDIR;
         return target.entries.empty() ? 0 : ENOTEMPTY;
     }
-    default:
-        return 0;
+    default: return 0;
     }
 }
 
@@ -291,22 +287,18 @@ int SimulatedTree::apply(const Record& record) {
         set_name(record.directory, record.name, record.inode);
         break;
     case Opcode::unlink:
-    case Opcode::remove_directory:
-        forget_name();
-        break;
+    case Opcode::remove_directory: forget_name(); break;
     case Opcode::rename:
         file(record.inode);
         forget_name();
         set_name(record.new_directory, record.new_name, record.inode);
         break;
-    case Opcode::truncate:
-        file(record.inode).data.resize(record.length);
-        break;
+    case Opcode::truncate: file(record.inode).data.resize(record.length); break;
     case Opcode::allocate:
     case Opcode::write: {
         std::vector<std::byte>& bytes = file(record.inode).data;
-        // A wild offset in a test should be the error a full disk gives, not the end of the
-        // process.
+        // A wild offset in a test should be the error a full disk gives, not
+        // the end of the process.
         constexpr std::uint64_t disk_bytes = std::uint64_t{1} << 32;
         if (record.offset > disk_bytes || record.length > disk_bytes - record.offset)
             return ENOSPC;
@@ -315,8 +307,7 @@ int SimulatedTree::apply(const Record& record) {
             std::memcpy(bytes.data() + record.offset, record.data.data(), record.data.size());
         break;
     }
-    default:
-        break;
+    default: break;
     }
     return 0;
 }

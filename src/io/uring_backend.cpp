@@ -1,17 +1,18 @@
 // The invariants: the ring is touched by one thread only (SINGLE_ISSUER); in flight never exceeds
-// the completion queue; an entry of the queue is copied out before its slot is given back to the
-// kernel.
+// either queue; an entry is copied out before its slot is given back to the kernel.
 //
 // Buffered transfers stay off the ring: io_uring serialises buffered writes per inode on workers of
-// its own (measured: 0.37 GiB/s), and buffered reads that miss the page cache block inside the
-// submission.
+// its own (measured: 0.37 GiB/s), and buffered reads that miss the page cache block in submission.
 #include "io/uring_backend.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <mutex>
+#include <system_error>
 
 #include <boost/asio/posix/stream_descriptor.hpp>
+#include <boost/system/system_error.hpp>
 #include <sys/eventfd.h>
 #include <unistd.h>
 
@@ -24,11 +25,21 @@ namespace safering {
 namespace {
 
 // The eventfd through which the kernel wakes the io_context. Its handler may come after the backend
-// is gone, and on another thread than the one that destroys the backend: hence shared, locked,
-// closable.
+// is gone, on another thread than the one that destroys it: hence shared, locked, closable.
 class Doorbell : public std::enable_shared_from_this<Doorbell> {
   public:
-    Doorbell(boost::asio::io_context& context, int file) : descriptor_(context, file) {}
+    /// Throws where the context grants no more descriptors, or the system none.
+    explicit Doorbell(boost::asio::io_context& context) : descriptor_(context) {
+        const int file = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+        if (file < 0)
+            throw std::system_error(posix::last_error(), "eventfd");
+        boost::system::error_code error;
+        descriptor_.assign(file, error);
+        if (!error)
+            return;
+        ::close(file);
+        throw std::system_error(error, "watch an eventfd");
+    }
 
     int file() { return descriptor_.native_handle(); }
 
@@ -45,8 +56,8 @@ class Doorbell : public std::enable_shared_from_this<Doorbell> {
                                        return;
                                    self->listening_ = false;
                                    std::uint64_t rings = 0;
-                                   // Non-blocking; the count says nothing, the completion queue
-                                   // everything.
+                                   // Non-blocking; the completion queue says
+                                   // what the count does not.
                                    [[maybe_unused]] const ssize_t got =
                                        ::read(self->file(), &rings, sizeof rings);
                                    wake();
@@ -81,7 +92,9 @@ class UringBackend final : public Backend {
     void flush() override;
     void reap(std::vector<Operation*>& ended) override;
 
-    unsigned capacity() const override { return ring_->ring.cq.ring_entries; }
+    unsigned capacity() const override {
+        return std::min(ring_->ring.sq.ring_entries, ring_->ring.cq.ring_entries);
+    }
     BackendKind kind() const override { return BackendKind::io_uring; }
     const std::string& reason() const override { return ring_->mode; }
     std::uint64_t resume_alignment(int file) const override {
@@ -107,13 +120,10 @@ class UringBackend final : public Backend {
 bool belongs_in_ring(const Request& request) {
     switch (request.op) {
     case Opcode::fsync:
-    case Opcode::allocate:
-        return true;
+    case Opcode::allocate: return true;
     case Opcode::read:
-    case Opcode::write:
-        return posix::is_direct(request.file);
-    default:
-        return false;
+    case Opcode::write: return posix::is_direct(request.file);
+    default: return false;
     }
 }
 
@@ -125,12 +135,10 @@ void UringBackend::begin(Wake wake) {
 }
 
 void UringBackend::enqueue(Operation& operation) {
+    // There is one, even where the kernel has not taken the earlier ones yet: no more operations
+    // are in flight than the queue has entries.
     io_uring_sqe* entry = io_uring_get_sqe(ring());
-    if (entry == nullptr) {
-        submit();
-        entry = io_uring_get_sqe(ring());
-        SAFERING_ASSERT(entry != nullptr); // entries are never fewer than operations in flight
-    }
+    SAFERING_ASSERT(entry != nullptr);
     const int file = operation.request.file;
     const auto length = static_cast<unsigned>(operation.length);
     switch (operation.request.op) {
@@ -140,9 +148,7 @@ void UringBackend::enqueue(Operation& operation) {
     case Opcode::write:
         io_uring_prep_write(entry, file, operation.data, length, operation.offset);
         break;
-    case Opcode::fsync:
-        io_uring_prep_fsync(entry, file, 0);
-        break;
+    case Opcode::fsync: io_uring_prep_fsync(entry, file, 0); break;
     default:
         io_uring_prep_fallocate(entry, file, 0, static_cast<off_t>(operation.offset),
                                 static_cast<off_t>(operation.length));
@@ -183,8 +189,7 @@ void UringBackend::reap(std::vector<Operation*>& ended) {
     pool_.reap(ended);
     if (in_ring_ == 0)
         return;
-    // With DEFER_TASKRUN the eventfd rings before the completion is in the queue; this puts it
-    // there.
+    // With DEFER_TASKRUN the eventfd rings before the completion is in its queue; this puts it in.
     io_uring_get_events(ring());
     std::array<io_uring_cqe*, 64> batch;
     while (const unsigned count = io_uring_peek_batch_cqe(ring(), batch.data(), batch.size())) {
@@ -213,15 +218,18 @@ Result<std::unique_ptr<Backend>> make_uring_backend(const ReactorOptions& option
     Result<std::unique_ptr<Ring>> ring = Ring::create(options.queue_depth, setup);
     if (!ring)
         return std::unexpected(std::move(ring.error()));
-    const int file = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (file < 0)
-        return fail(Errc::io_backend_unavailable, "set up io_uring",
-                    "eventfd: " + posix::last_error().message());
-    auto doorbell = std::make_shared<Doorbell>(context, file);
-    if (const int result = io_uring_register_eventfd(&(*ring)->ring, file); result < 0)
-        return fail(Errc::io_backend_unavailable, "set up io_uring",
-                    "io_uring_register(EVENTFD): " + posix::error_of(result).message());
-    return std::make_unique<UringBackend>(options, std::move(*ring), std::move(doorbell));
+    try {
+        auto doorbell = std::make_shared<Doorbell>(context);
+        if (const int result = io_uring_register_eventfd(&(*ring)->ring, doorbell->file());
+            result < 0)
+            return fail(Errc::io_backend_unavailable, "set up io_uring",
+                        "io_uring_register(EVENTFD): " + posix::error_of(result).message());
+        return std::make_unique<UringBackend>(options, std::move(*ring), std::move(doorbell));
+    } catch (const std::system_error& error) { // no descriptor, or no thread
+        return fail(Errc::io_backend_unavailable, "set up io_uring", error.what());
+    } catch (const boost::system::system_error& error) { // Asio's
+        return fail(Errc::io_backend_unavailable, "set up io_uring", error.what());
+    }
 }
 
 } // namespace safering

@@ -31,9 +31,9 @@ class FileBox {
     /// The box is its hull.
     bool contiguous() const { return loops_.empty(); }
 
-    /// Calls f(ByteRange) for the part of each run that lies in `window`, in rising order; starts
-    /// at the window, in time proportional to the rank and the runs inside it. Adjacent runs may be
-    /// reported apart.
+    /// Calls f(ByteRange) for the part of each run that lies in `window`, in rising order;
+    /// starts at the window, in time proportional to the rank and the runs inside it. Adjacent
+    /// runs may be reported apart.
     template <typename F>
     void for_each_run(ByteRange window, F&& f) const;
 
@@ -73,9 +73,9 @@ class Digest {
 /// (non-temporal stores), and the digest is taken while the bytes are hot.
 class BoxCopy {
   public:
-    /// `memory_strides` as in TensorView, of the box in memory (its shape is `sizes`); empty =
-    /// contiguous. Errors as FileBox::make; sub-byte dtypes with non-contiguous memory are
-    /// plan_partial_byte.
+    /// `memory_strides` as in TensorView, of the box in memory (its shape is `sizes`);
+    /// empty = contiguous. Errors as FileBox::make; sub-byte dtypes with non-contiguous
+    /// memory are plan_partial_byte.
     static Result<BoxCopy> make(Dtype dtype, const Shape& stored, const Shape& offsets,
                                 const Shape& sizes, const Strides& memory_strides);
 

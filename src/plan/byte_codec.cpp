@@ -170,6 +170,10 @@ std::string ByteReader::name() {
 
 Shape ByteReader::shape() {
     const std::size_t rank = count(1);
+    if (rank > max_rank) {
+        refuse("a shape has more than 64 dimensions");
+        return {};
+    }
     Shape shape(rank);
     for (std::uint64_t& extent : shape)
         extent = number();

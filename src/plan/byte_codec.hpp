@@ -18,9 +18,10 @@ namespace safering::plan {
 
 enum class ByteKind : std::uint8_t { save_plan = 1, write_results, load_plan, metadata };
 
-/// Longer names are written out each time, so that a short input cannot name a long string again
-/// and again.
+/// Longer names are written out each time: a short input cannot repeat a long string at will.
 inline constexpr std::size_t shared_name_bytes = 256;
+/// No tensor has more dimensions; PyTorch allows 64.
+inline constexpr std::size_t max_rank = 64;
 
 class ByteWriter {
   public:

@@ -85,9 +85,9 @@ void copy_fixed(Strided to, ConstStrided from, std::uint64_t count) {
     }
 }
 
-// Through local tiles: lines of the source are read whole along their dense side, and lines of the
-// target written whole along theirs, whatever sets of the cache the strides of the big matrices
-// fall into.
+// Through local tiles: lines of the source are read whole along their dense side, and lines
+// of the target written whole along theirs, whatever sets of the cache the strides of the
+// big matrices fall into.
 template <std::size_t size>
 void copy_tile(std::byte* to, MatrixSide to_side, const std::byte* from, MatrixSide from_side,
                std::uint64_t rows, std::uint64_t columns) {

@@ -23,8 +23,8 @@ void update_state(XXH3_state_t& state, const std::byte* data, std::size_t bytes)
     SAFERING_ASSERT(code == XXH_OK);
 }
 
-// Runs shorter than this are collected first: an update costs about as much as hashing so many
-// bytes.
+// Runs shorter than this are collected first: an update costs about as much as
+// hashing so many bytes.
 constexpr std::uint64_t collect_below_bytes = 128;
 
 void update_from(XXH3_state_t& state, const FileBox& box, const std::byte* image,

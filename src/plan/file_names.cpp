@@ -1,5 +1,5 @@
-// File names of a checkpoint: those of PyTorch's HuggingFaceStorageWriter and of the Hugging Face
-// Hub.
+// File names of a checkpoint: those of PyTorch's HuggingFaceStorageWriter and
+// of the Hugging Face Hub.
 #include "plan/layout.hpp"
 
 #include <fmt/format.h>

@@ -1,5 +1,5 @@
-// The names in the plans of all ranks, numbered, so that what follows sorts and counts small
-// integers.
+// The names in the plans of all ranks, numbered, so that what follows sorts and
+// counts small integers.
 #pragma once
 
 #include <cstdint>

@@ -3,6 +3,9 @@
 // length, a file's index has its file.
 #include <safering/plan.hpp>
 
+#include <algorithm>
+#include <bit>
+
 #include "plan/byte_codec.hpp"
 
 namespace safering {
@@ -20,12 +23,15 @@ Dtype take_dtype(ByteReader& in, std::uint8_t value) {
     return {};
 }
 
-// A list of things that take at least `least_bytes` each, which bounds what is reserved.
+// Reserved before the first element has been read: the rest must be there before it costs memory.
+constexpr std::size_t most_reserved = 4096;
+
+// A list of things that take at least `least_bytes` each.
 template <typename Take>
 auto take_list(ByteReader& in, std::size_t least_bytes, Take take) {
     std::vector<decltype(take())> list;
     const std::size_t count = in.count(least_bytes);
-    list.reserve(count);
+    list.reserve(std::min(count, most_reserved));
     for (std::size_t i = 0; i < count && in.ok(); ++i)
         list.push_back(take());
     return list;
@@ -38,8 +44,7 @@ std::uint32_t take_file(ByteReader& in, std::size_t files) {
     return file;
 }
 
-// An item's flags: the dtype, then one bit for a shard and one for a chunk that is the whole
-// tensor.
+// An item's flags: the dtype, one bit for a shard and one for a chunk that is the whole tensor.
 constexpr unsigned shard_bit = 1 << 5, whole_bit = 1 << 6;
 static_assert(dtype_count <= shard_bit);
 
@@ -100,6 +105,8 @@ StoragePlan take_storage_plan(ByteReader& in, std::size_t items) {
         in.refuse("unknown layout");
     storage.layout = static_cast<FileLayout>(layout);
     storage.chunk_bytes = in.number();
+    if (storage.chunk_bytes < 4096 || !std::has_single_bit(storage.chunk_bytes))
+        in.refuse("chunk_bytes is not a power of two of at least 4096");
     storage.files = take_list(in, 3, [&] {
         PlannedFile file;
         file.name = in.text();

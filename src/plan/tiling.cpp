@@ -76,8 +76,8 @@ class Tiling {
         return {std::max(begin, region.begin[d]),
                 std::min(begin + chunks_[chunk].sizes[d], region.end[d])};
     }
-    // Along one dimension: where chunks begin and end, with the region's own bounds; two where none
-    // ends inside.
+    // Along one dimension: where chunks begin and end, with the region's own bounds; two
+    // where none ends inside.
     std::vector<std::uint64_t> edges(std::size_t d, const Region& region,
                                      const std::vector<std::uint32_t>& inside) const;
     bool corners_cancel(const Region& region, const std::vector<std::uint32_t>& inside,

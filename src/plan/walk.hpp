@@ -60,9 +60,9 @@ inline ByteRange run_at(const Loop& loop, std::uint64_t run, std::uint64_t file,
     return {begin, begin + run};
 }
 
-/// Calls f(file, memory) for the places of the innermost body, in rising file order, from the last
-/// one that begins at or before window.begin (or the first) to the last that begins before
-/// window.end.
+/// Calls f(file, memory) for the places of the innermost body, in rising file order, from
+/// the last one that begins at or before window.begin (or the first) to the last that
+/// begins before window.end.
 template <typename F>
 void walk(std::span<const Loop> loops, std::uint64_t file, ByteRange window, F&& f) {
     std::uint64_t rest = window.begin > file ? window.begin - file : 0;

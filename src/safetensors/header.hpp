@@ -52,8 +52,8 @@ struct HeaderLimits {
 Result<std::uint64_t> parse_header_length(std::string_view first_bytes, std::uint64_t file_bytes,
                                           const std::string& file, const HeaderLimits& limits = {});
 
-/// `json` is exactly the N bytes after the length. SAX, one pass, memory in proportion to the
-/// table.
+/// `json` is exactly the N bytes after the length. SAX, one pass, memory in
+/// proportion to the table.
 ///
 /// Where several rules are broken, the error is the first of: the length; a byte order mark; the
 /// encoding; what breaks first in the order of the text (a key that stands twice in the table, in
@@ -70,10 +70,10 @@ Result<Header> parse_header(std::string_view json, std::uint64_t file_bytes,
 Result<Header> parse_head(std::string_view head, std::uint64_t file_bytes, const std::string& file,
                           const HeaderLimits& limits = {});
 
-/// Sorts into the order that serves direct I/O, mmap and GPU loads, and assigns `data`: tensors
-/// whose size is a multiple of 4096 first, the rest by falling element size, names break ties.
-/// `origin`, where given, gets the former index of each tensor. Errors: header_size_overflow,
-/// header_partial_byte, header_duplicate_key.
+/// Sorts into the order that serves direct I/O, mmap and GPU loads, and assigns `data`:
+/// tensors whose size is a multiple of 4096 first, the rest by falling element size, names
+/// break ties. `origin`, where given, gets the former index of each tensor. Errors:
+/// header_size_overflow, header_partial_byte, header_duplicate_key.
 Result<void> assign_offsets(std::vector<TensorEntry>& tensors,
                             std::vector<std::uint32_t>* origin = nullptr);
 

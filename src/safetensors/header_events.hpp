@@ -1,5 +1,5 @@
-// What a JSON text means as a safetensors header: SAX events in, table of tensors or the first
-// error out.
+// What a JSON text means as a safetensors header: SAX events in, table of tensors
+// or the first error out.
 //
 // Holds one tensor at a time, so memory follows the table and not the text. Refuses at the first
 // event that breaks a rule; only a key that stands twice is found later, where its object ends.

@@ -16,8 +16,8 @@ class KeyScopes {
   public:
     /// An object begins.
     void open();
-    /// A key, its escapes decoded, of the innermost open object. All open keys together stay below
-    /// 4 GiB.
+    /// A key, its escapes decoded, of the innermost open object. All open keys
+    /// together stay below 4 GiB.
     void add(std::string_view key);
     /// The innermost object ends: a key that it holds twice, if there is one.
     std::optional<std::string> close();

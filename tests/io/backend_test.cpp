@@ -1,5 +1,5 @@
-// One suite over every backend: each operation, its errors, and what the Reactor promises about
-// them.
+// One suite over every backend: each operation, its errors, and what the
+// Reactor promises about them.
 #include <atomic>
 #include <future>
 #include <latch>
@@ -413,8 +413,8 @@ TEST_P(BackendTest, DestructionWaitsForEveryHandler) {
 }
 
 TEST_P(BackendTest, SubmittingDuringDestructionIsStopped) {
-    // A handler that submits until it is refused: the destructor lets every round end, and ends
-    // itself.
+    // A handler that submits until it is refused: the destructor lets every
+    // round end, and ends itself.
     Reactor* reactor = reactor_.get();
     std::promise<void> started;
     int rounds = 0;
@@ -431,6 +431,25 @@ TEST_P(BackendTest, SubmittingDuringDestructionIsStopped) {
     reactor_.reset();
     EXPECT_EQ(last, make_error_code(Errc::io_stopped));
     EXPECT_GE(rounds, 2);
+}
+
+TEST_P(BackendTest, WhatIsOpenedDuringDestructionCanBeClosed) {
+    const int file = create("file");
+    Reactor* reactor = reactor_.get();
+    std::error_code refused, closed = make_error_code(Errc::io_stopped);
+    // Until the destructor refuses; that it has begun is not to be seen otherwise.
+    std::function<void(Completion)> again = [&](Completion completion) {
+        refused = completion.error;
+        if (refused)
+            reactor->submit({.op = Opcode::close, .file = file},
+                            [&](Completion ended) { closed = ended.error; });
+        else
+            reactor->submit({.op = Opcode::stat, .path = directory_.path()}, again);
+    };
+    reactor->submit({.op = Opcode::stat, .path = directory_.path()}, again);
+    reactor_.reset();
+    EXPECT_EQ(refused, make_error_code(Errc::io_stopped));
+    EXPECT_FALSE(closed) << closed.message();
 }
 
 TEST_P(BackendTest, RunsOnTheEmbeddersContext) {

@@ -93,9 +93,29 @@ TEST(BufferPool, IsThreadSafe) {
 }
 
 TEST(BufferPool, RefusesWhatDoesNotFit) {
-    const auto pool = BufferPool::create(std::size_t{1} << 46, 4);
-    ASSERT_FALSE(pool);
-    EXPECT_EQ(pool.error().code, std::errc::not_enough_memory);
+    const std::pair<std::size_t, unsigned> wishes[] = {{std::size_t{1} << 46, 4},
+                                                       {std::size_t{1} << 62, 4}, // 2^64 together
+                                                       {(std::size_t{1} << 62) + 4096, 4},
+                                                       {~std::size_t{4095}, 1}};
+    for (const auto& [bytes, count] : wishes) {
+        const auto pool = BufferPool::create(bytes, count);
+        ASSERT_FALSE(pool) << bytes;
+        EXPECT_EQ(pool.error().code, std::errc::not_enough_memory);
+    }
+}
+
+TEST(BufferPool, IsContendedWhileSomebodyWaits) {
+    const auto pool = value_or_throw(BufferPool::create(4096, 1));
+    EXPECT_FALSE(pool->contended());
+    Buffer held = pool->try_acquire();
+    EXPECT_FALSE(pool->try_acquire());
+    EXPECT_FALSE(pool->contended()) << "an attempt does not wait";
+    Buffer served;
+    pool->acquire([&](Buffer buffer) { served = std::move(buffer); });
+    EXPECT_TRUE(pool->contended());
+    held = {};
+    EXPECT_TRUE(served);
+    EXPECT_FALSE(pool->contended());
 }
 
 TEST(BufferPool, StaysOutOfChildren) {

@@ -1,12 +1,18 @@
 // What does not depend on the backend: its choice, forks, misuse.
+#include <algorithm>
+#include <atomic>
 #include <cerrno>
+#include <chrono>
+#include <csignal>
 #include <cstddef>
 #include <fstream>
 #include <future>
+#include <thread>
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -14,6 +20,7 @@
 
 #include "backends.hpp"
 #include "io/buffer_pool.hpp"
+#include "io/posix_ops.hpp"
 #include "io/simulated_disk.hpp"
 #include "io/uring_backend.hpp"
 
@@ -171,6 +178,100 @@ TEST(ReactorChoice, SaysWhatRuns) {
     EXPECT_EQ(name(threads->info().backend), "threads");
 }
 
+TEST(ReactorChoice, OptionsThatCannotWorkAreErrors) {
+    const auto refused = [](const ReactorOptions& options) {
+        const auto reactor = Reactor::create(options);
+        boost::asio::io_context context;
+        const auto embedded = Reactor::create(context, options);
+        EXPECT_EQ(reactor.error().code, std::errc::invalid_argument);
+        EXPECT_EQ(embedded.error().code, std::errc::invalid_argument);
+        return reactor.error().detail;
+    };
+    EXPECT_TRUE(refused({.queue_depth = 0}).contains("queue_depth"));
+    EXPECT_TRUE(refused({.threads = 0}).contains("threads"));
+    EXPECT_TRUE(refused({.buffer_bytes = 0}).contains("buffer_bytes"));
+    EXPECT_TRUE(refused({.buffer_bytes = 4097}).contains("4097"));
+    EXPECT_TRUE(refused({.buffer_count = 0}).contains("buffer_count"));
+}
+
+std::size_t open_descriptors() {
+    const std::filesystem::directory_iterator files("/proc/self/fd");
+    return static_cast<std::size_t>(std::distance(begin(files), end(files)));
+}
+
+// With room for 0, 1, 2, ... more descriptors: an Error or a reactor, nothing thrown, none leaked.
+TEST(ReactorChoice, RunningOutOfDescriptorsIsAnError) {
+    rlimit before{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
+    const std::size_t held = open_descriptors();
+    const int next = ::dup(STDERR_FILENO); // the lowest that is free
+    ::close(next);
+    int created = 0, errors = 0, threads = 0;
+    for (unsigned room = 0; room < 12; ++room) {
+        rlimit few = before;
+        few.rlim_cur = static_cast<rlim_t>(next) + room;
+        ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+        auto reactor = Reactor::create();
+        if (reactor) {
+            ++created;
+            threads += (*reactor)->info().backend == BackendKind::threads ? 1 : 0;
+            EXPECT_EQ((*reactor)->wait({.op = Opcode::stat, .path = "/"}).error, std::error_code{});
+        } else {
+            ++errors;
+            EXPECT_EQ(reactor.error().code, std::errc::too_many_files_open)
+                << reactor.error().message();
+        }
+        reactor = nullptr;
+        ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &before), 0);
+        EXPECT_EQ(open_descriptors(), held) << "room for " << room;
+    }
+    EXPECT_GT(created, threads);
+    EXPECT_GT(threads, 0);
+    EXPECT_GT(errors, 0);
+}
+
+bool blocks(std::uint64_t mask, int signal) {
+    return ((mask >> (signal - 1)) & 1) != 0;
+}
+
+// The signals that the other threads of this process block, by /proc.
+std::vector<std::uint64_t> masks_of_other_threads() {
+    const std::string self = std::to_string(::syscall(SYS_gettid));
+    std::vector<std::uint64_t> masks;
+    for (const auto& task : std::filesystem::directory_iterator("/proc/self/task")) {
+        std::ifstream status(task.path() / "status");
+        std::string line;
+        // The kernel lists its own workers for a ring here, which take no signals at all.
+        if (task.path().filename() == self || !std::getline(status, line) || line.contains("iou-"))
+            continue;
+        while (std::getline(status, line))
+            if (line.starts_with("SigBlk:"))
+                masks.push_back(std::stoull(line.substr(7), nullptr, 16));
+    }
+    return masks;
+}
+
+TEST(ReactorChoice, LibraryThreadsLeaveTheHostsSignalsAlone) {
+    const auto reactor = value_or_throw(Reactor::create());
+    // Until it first runs, a new thread blocks everything.
+    std::vector<std::uint64_t> masks;
+    for (int i = 0; i < 1000; ++i) {
+        masks = masks_of_other_threads();
+        if (std::ranges::none_of(masks, [](std::uint64_t mask) { return blocks(mask, SIGSEGV); }))
+            break;
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
+    EXPECT_GE(masks.size(), 3u) << "the reactor's own and two more";
+    for (const std::uint64_t mask : masks) {
+        EXPECT_TRUE(blocks(mask, SIGTERM));
+        EXPECT_TRUE(blocks(mask, SIGUSR1));
+        EXPECT_FALSE(blocks(mask, SIGSEGV));
+    }
+    sigset_t mine;
+    ASSERT_EQ(::pthread_sigmask(SIG_SETMASK, nullptr, &mine), 0);
+    EXPECT_EQ(::sigismember(&mine, SIGTERM), 0) << "restored";
+}
+
 TEST(ReactorMisuseDeathTest, WaitingOnTheReactorsThreadIsAnAssertion) {
     GTEST_FLAG_SET(death_test_style, "threadsafe");
     EXPECT_DEATH(
@@ -185,6 +286,65 @@ TEST(ReactorMisuseDeathTest, WaitingOnTheReactorsThreadIsAnAssertion) {
         "running_in_this_thread");
 }
 
+// Wakes the loop without end, from a thread of its own, and notices a turn that uses it while
+// it is being destroyed.
+class RestlessBackend final : public Backend {
+  public:
+    explicit RestlessBackend(std::atomic<int>& late_turns) : late_turns_(late_turns) {}
+    ~RestlessBackend() override {
+        dying_ = true;
+        std::this_thread::sleep_for(std::chrono::microseconds(200));
+        restless_ = {};
+    }
+    void begin(Wake wake) override {
+        restless_ = std::jthread([wake = std::move(wake)](const std::stop_token& stop) {
+            while (!stop.stop_requested()) {
+                wake();
+                std::this_thread::yield();
+            }
+        });
+    }
+    void start(Operation& operation) override { started_.push_back(&operation); }
+    void flush() override { note(); }
+    void reap(std::vector<Operation*>& ended) override {
+        note();
+        ended.insert(ended.end(), started_.begin(), started_.end());
+        started_.clear();
+    }
+    unsigned capacity() const override { return 8; }
+    BackendKind kind() const override { return BackendKind::simulated; }
+    const std::string& reason() const override { return reason_; }
+    std::uint64_t resume_alignment(int) const override { return 1; }
+    Result<FileSystemInfo> file_system(const std::string&) override { return FileSystemInfo{}; }
+
+  private:
+    void note() {
+        if (dying_)
+            ++late_turns_;
+    }
+    std::atomic<int>& late_turns_;
+    std::atomic<bool> dying_ = false;
+    std::string reason_ = "restless";
+    std::vector<Operation*> started_;
+    std::jthread restless_;
+};
+
+TEST(ReactorLoop, NoTurnUsesABackendThatIsBeingDestroyed) {
+    boost::asio::io_context context(1);
+    auto guard = boost::asio::make_work_guard(context);
+    std::thread runner([&] { context.run(); });
+    std::atomic<int> late_turns = 0;
+    for (int round = 0; round < 300; ++round) {
+        auto reactor =
+            make_reactor(std::make_unique<RestlessBackend>(late_turns), {}, nullptr, context);
+        EXPECT_FALSE(reactor->wait({.op = Opcode::fsync}).error);
+        reactor.reset();
+    }
+    guard.reset();
+    runner.join();
+    EXPECT_EQ(late_turns, 0);
+}
+
 TEST(PosixOps, OpeningAFifoDoesNotHang) {
     const TemporaryDirectory directory;
     ASSERT_EQ(::mkfifo((directory / "fifo").c_str(), 0600), 0);
@@ -195,8 +355,27 @@ TEST(PosixOps, OpeningAFifoDoesNotHang) {
     reactor->wait({.op = Opcode::close, .file = static_cast<int>(opened.result)});
 }
 
-// tmpfs, where there is one, may refuse O_DIRECT, and its buffered descriptors must take any
-// transfer.
+TEST(PosixOps, DirectTransfersMustFitTheBlocksOfThisLibrary) {
+    const auto judge = [](unsigned mask, std::uint32_t memory, std::uint32_t offset) {
+        struct statx status{};
+        status.stx_mask = mask;
+        status.stx_dio_mem_align = memory;
+        status.stx_dio_offset_align = offset;
+        const auto alignment = posix::direct_alignment(status);
+        return alignment ? std::pair{alignment->memory, alignment->offset}
+                         : std::pair{std::uint32_t{0}, std::uint32_t{0}};
+    };
+    using Pair = std::pair<std::uint32_t, std::uint32_t>;
+    constexpr Pair no{0, 0};
+    EXPECT_EQ(judge(STATX_BASIC_STATS, 0, 0), Pair(4096, 4096)) << "the kernel does not say";
+    EXPECT_EQ(judge(STATX_DIOALIGN, 4, 512), Pair(4, 512));
+    EXPECT_EQ(judge(STATX_DIOALIGN, 4096, 4096), Pair(4096, 4096));
+    EXPECT_EQ(judge(STATX_DIOALIGN, 0, 0), no);
+    EXPECT_EQ(judge(STATX_DIOALIGN, 4, 8192), no);
+    EXPECT_EQ(judge(STATX_DIOALIGN, 65536, 512), no);
+}
+
+// tmpfs, where there is one, may refuse O_DIRECT; its buffered descriptors must take any transfer.
 TEST(PosixOps, RefusedDirectIsSaid) {
     if (::access("/dev/shm", W_OK) != 0)
         GTEST_SKIP() << "no /dev/shm";

@@ -33,8 +33,8 @@ inline Shape random_shape(Random& random, std::size_t max_rank, std::uint64_t ma
     return shape;
 }
 
-/// Disjoint boxes that cover [0, shape), by cutting boxes in two up to `cuts` times: not only
-/// grids.
+/// Disjoint boxes that cover [0, shape), by cutting boxes in two up to `cuts`
+/// times: not only grids.
 inline std::vector<ChunkStorageMetadata> random_partition(Random& random, const Shape& shape,
                                                           std::uint64_t cuts) {
     std::vector<ChunkStorageMetadata> boxes{{Shape(shape.size(), 0), shape}};

@@ -18,8 +18,8 @@ namespace {
 
 constexpr std::uint64_t chunk = 4096;
 
-// Every byte of every span is in exactly one segment of its item; segments lie in cells; requests
-// rise.
+// Every byte of every span is in exactly one segment of its item; segments lie
+// in cells; requests rise.
 void check_plan(const std::vector<FileSpan>& spans, const RequestPlan& plan) {
     std::map<std::uint32_t, std::vector<ByteRange>> parts;
     std::uint32_t next_segment = 0;

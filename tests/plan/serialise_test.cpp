@@ -51,8 +51,12 @@ SavePlan any_save_plan(Random& random) {
         plan.items.push_back(item);
     }
     if (random.chance(2)) {
-        StoragePlan storage{"0123456789abcdef", "/tmp/x", static_cast<FileLayout>(random.below(2)),
-                            any_number(random), {},       {}};
+        StoragePlan storage{"0123456789abcdef",
+                            "/tmp/x",
+                            static_cast<FileLayout>(random.below(2)),
+                            std::uint64_t{4096} << random.below(20),
+                            {},
+                            {}};
         for (std::uint64_t n = 1 + random.below(3); n > 0; --n)
             storage.files.push_back(
                 {"model-" + std::to_string(n), any_number(random), any_number(random)});
@@ -229,12 +233,32 @@ TEST(Serialise, ANumberHasOneForm) {
 }
 
 TEST(Serialise, ListsThatShouldBeParallelMustBe) {
-    SavePlan plan{0, {WriteItem{}}, StoragePlan{}};
+    SavePlan plan{0, {WriteItem{}}, StoragePlan{.chunk_bytes = 4096}};
     EXPECT_FALSE(save_plan_from_bytes(to_bytes(plan)).has_value());
     plan.storage->placements = {{0, 0}};
     EXPECT_FALSE(save_plan_from_bytes(to_bytes(plan)).has_value()); // no such file
     plan.storage->files = {{}};
     EXPECT_TRUE(save_plan_from_bytes(to_bytes(plan)).has_value());
+}
+
+TEST(Serialise, ChunksAreAPowerOfTwoOfAtLeastABlock) {
+    for (const std::uint64_t bytes : {0ull, 1ull, 2048ull, 4097ull, 12288ull, ~0ull}) {
+        const SavePlan plan{0, {}, StoragePlan{.chunk_bytes = bytes}};
+        EXPECT_FALSE(save_plan_from_bytes(to_bytes(plan)).has_value()) << bytes;
+    }
+    for (const std::uint64_t bytes : {4096ull, 1ull << 22, 1ull << 63}) {
+        const SavePlan plan{0, {}, StoragePlan{.chunk_bytes = bytes}};
+        EXPECT_TRUE(save_plan_from_bytes(to_bytes(plan)).has_value()) << bytes;
+    }
+}
+
+TEST(Serialise, ShapesHaveAtMost64Dimensions) {
+    SavePlan plan{0, {WriteItem{.size = Shape(64, 1)}}, {}};
+    EXPECT_TRUE(save_plan_from_bytes(to_bytes(plan)).has_value());
+    plan.items[0].size = Shape(65, 1);
+    const auto refused = save_plan_from_bytes(to_bytes(plan));
+    ASSERT_FALSE(refused.has_value());
+    EXPECT_EQ(refused.error().code, Errc::plan_bad_bytes);
 }
 
 TEST(Serialise, NamesAreStoredOnce) {

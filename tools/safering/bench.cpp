@@ -40,8 +40,8 @@ struct BenchReport {
 
 volatile std::sig_atomic_t interrupted = 0;
 
-// The first signal ends the benchmark between two parts, so that its files are removed; the second
-// kills.
+// The first signal ends the benchmark between two parts, so that its files are
+// removed; the second kills.
 void clean_up_on_signals() {
     struct sigaction action{};
     action.sa_handler = [](int) { interrupted = 1; };
@@ -115,9 +115,8 @@ BenchReport bench(const Arguments& arguments, BackendChoice backend) {
     clean_up_on_signals();
 
     const std::vector<ModelTensor> model =
-        arguments.tensor_bytes == 0
-            ? made_up_llama(arguments.model_bytes)
-            : equal_tensors(arguments.model_bytes, arguments.tensor_bytes);
+        arguments.tensor_bytes == 0 ? made_up_llama(arguments.model_bytes)
+                                    : equal_tensors(arguments.model_bytes, arguments.tensor_bytes);
     Ranks ranks(model, arguments.ranks, arguments.shard_dimension);
     const std::uint64_t baseline = resident_bytes();
     ranks.start(backend);

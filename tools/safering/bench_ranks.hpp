@@ -16,8 +16,8 @@
 
 namespace safering::tools {
 
-/// Allocated as PyTorch does on the CPU: ordinary memory, aligned to 64 bytes, so neither pages nor
-/// blocks.
+/// Allocated as PyTorch does on the CPU: ordinary memory, aligned to 64 bytes, so
+/// neither pages nor blocks.
 struct FreeMemory {
     void operator()(std::byte* memory) const { std::free(memory); }
 };
@@ -37,8 +37,8 @@ class Ranks {
 
     /// A whole save, from the local plans to the commit.
     SaveReport save(const std::string& path);
-    /// A whole load into memory that was touched before, the headers included; bytes that were
-    /// asked for.
+    /// A whole load into memory that was touched before, the headers included;
+    /// bytes that were asked for.
     std::uint64_t load(const std::string& path);
     /// Throws checkpoint_digest_mismatch, with the tensor and the place of the first byte that
     /// differs, if the last load did not bring back what was saved.

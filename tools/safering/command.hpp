@@ -1,5 +1,5 @@
-// What the subcommands of `safering` share: how they are registered, how they report, and exit
-// codes.
+// What the subcommands of `safering` share: how they are registered, how they
+// report, and exit codes.
 #pragma once
 
 #include <cstdint>

@@ -52,8 +52,8 @@ Json info_to_json(const CheckpointInfo& info) {
             {"metadata", std::move(metadata)},
         });
     }
-    // A list: an object with a key for each name would lose the order on its way through most
-    // parsers.
+    // A list: an object with a key for each name would lose the order on its
+    // way through most parsers.
     Json tensors = Json::array();
     for (const auto& [fqn, tensor] : info.metadata.tensors)
         tensors.push_back({

@@ -14,8 +14,8 @@ namespace {
 
 using namespace safering::tools;
 
-// Before or after the arguments are understood, so that a script that asked for JSON gets it for
-// mistakes too.
+// Before or after the arguments are understood, so that a script that asked for JSON
+// gets it for mistakes too.
 bool asks_for_json(int argc, char** argv) {
     for (int i = 1; i < argc; ++i)
         if (std::string_view(argv[i]) == "--json")
@@ -63,8 +63,8 @@ int main(int argc, char** argv) {
     } catch (const std::bad_alloc&) {
         code = report_error({.code = make_error_code(std::errc::not_enough_memory)}, common.json);
     }
-    // A report that did not reach its reader (a full disk behind a redirection) is a failure as
-    // well.
+    // A report that did not reach its reader (a full disk behind a
+    // redirection) is a failure as well.
     if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
         fmt::print(stderr, "safering: standard output could not be written\n");
         return exit_failure;
