@@ -308,6 +308,8 @@ class RestlessBackend final : public Backend {
     void flush() override { note(); }
     void reap(std::vector<Operation*>& ended) override {
         note();
+        // Long turns, so that destruction meets one.
+        std::this_thread::sleep_for(std::chrono::microseconds(20));
         ended.insert(ended.end(), started_.begin(), started_.end());
         started_.clear();
     }
