@@ -33,7 +33,7 @@ bool is_whole(const WriteItem& item) {
 }
 
 Result<std::vector<WriteResults*>> by_rank(const std::vector<SavePlan>& plans,
-                                                 std::vector<WriteResults>& results) {
+                                           std::vector<WriteResults>& results) {
     std::vector<WriteResults*> ranks(plans.size(), nullptr);
     for (WriteResults& result : results) {
         if (result.rank >= plans.size())

@@ -4,34 +4,20 @@ namespace safering {
 
 std::string_view name(Opcode op) {
     switch (op) {
-    case Opcode::open:
-        return "open";
-    case Opcode::close:
-        return "close";
-    case Opcode::allocate:
-        return "allocate";
-    case Opcode::read:
-        return "read";
-    case Opcode::write:
-        return "write";
-    case Opcode::fsync:
-        return "fsync";
-    case Opcode::truncate:
-        return "truncate";
-    case Opcode::rename:
-        return "rename";
-    case Opcode::unlink:
-        return "unlink";
-    case Opcode::make_directory:
-        return "make directory";
-    case Opcode::remove_directory:
-        return "remove directory";
-    case Opcode::sync_directory:
-        return "sync directory";
-    case Opcode::stat:
-        return "stat";
-    case Opcode::list:
-        return "list";
+    case Opcode::open: return "open";
+    case Opcode::close: return "close";
+    case Opcode::allocate: return "allocate";
+    case Opcode::read: return "read";
+    case Opcode::write: return "write";
+    case Opcode::fsync: return "fsync";
+    case Opcode::truncate: return "truncate";
+    case Opcode::rename: return "rename";
+    case Opcode::unlink: return "unlink";
+    case Opcode::make_directory: return "make directory";
+    case Opcode::remove_directory: return "remove directory";
+    case Opcode::sync_directory: return "sync directory";
+    case Opcode::stat: return "stat";
+    case Opcode::list: return "list";
     }
     return "unknown operation";
 }

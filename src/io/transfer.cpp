@@ -27,12 +27,9 @@ bool may_repeat(const Request& request) {
     case Opcode::allocate:
     case Opcode::truncate:
     case Opcode::stat:
-    case Opcode::list:
-        return true;
-    case Opcode::open:
-        return request.mode != OpenMode::create;
-    default:
-        return false;
+    case Opcode::list: return true;
+    case Opcode::open: return request.mode != OpenMode::create;
+    default: return false;
     }
 }
 

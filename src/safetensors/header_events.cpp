@@ -111,15 +111,10 @@ bool HeaderEvents::start_object(std::size_t) {
 
 bool HeaderEvents::key(std::string& key) {
     switch (place_) {
-    case Place::table:
-        return table_key(key);
-    case Place::metadata:
-        return metadata_key(key);
-    case Place::tensor:
-        return tensor_key(key);
-    default:
-        scopes_.add(key);
-        return true;
+    case Place::table: return table_key(key);
+    case Place::metadata: return metadata_key(key);
+    case Place::tensor: return tensor_key(key);
+    default: scopes_.add(key); return true;
     }
 }
 
@@ -170,15 +165,12 @@ bool HeaderEvents::end_object() {
         return false;
     --depth_;
     switch (place_) {
-    case Place::table:
-        place_ = Place::done;
-        return true;
+    case Place::table: place_ = Place::done; return true;
     case Place::metadata:
         place_ = Place::table;
         member_ = Member::none;
         return true;
-    case Place::tensor:
-        return end_tensor();
+    case Place::tensor: return end_tensor();
     default:
         if (--skipped_depth_ == 0)
             place_ = Place::tensor;
@@ -248,8 +240,7 @@ bool HeaderEvents::unexpected_value(std::string_view found) {
         return reject(code, fmt::format("{}: expected {}, found {}", where, expected, found));
     };
     switch (place_) {
-    case Place::outside:
-        return refuse(Errc::header_not_object, "top level", "an object");
+    case Place::outside: return refuse(Errc::header_not_object, "top level", "an object");
     case Place::table:
         if (member_ == Member::metadata)
             return refuse(Errc::header_bad_metadata, "__metadata__",
@@ -265,12 +256,10 @@ bool HeaderEvents::unexpected_value(std::string_view found) {
     case Place::data_offsets:
         return refuse(Errc::header_bad_offsets, fmt::format("data_offsets[{}]", offsets_seen_),
                       unsigned_integer);
-    default:
-        break;
+    default: break;
     }
     switch (field_) {
-    case Field::dtype:
-        return refuse(Errc::header_unknown_dtype, "dtype", "a string");
+    case Field::dtype: return refuse(Errc::header_unknown_dtype, "dtype", "a string");
     case Field::shape:
         return refuse(Errc::header_bad_shape, "shape", "an array of unsigned 64-bit integers");
     default:
