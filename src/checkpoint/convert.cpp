@@ -177,22 +177,14 @@ place_window(const Window& window, const std::shared_ptr<std::byte>& memory) {
     for (const Slice& slice : window.slices) {
         std::byte* data = memory.get() + at;
         at += round_up(slice.bytes, tensor_alignment);
-        out.first.push_back({.fqn = slice.fqn,
-                             .data = {.data = data,
-                                      .dtype = slice.dtype,
-                                      .shape = slice.box.sizes,
-                                      .strides = {},
-                                      .owner = memory},
-                             .size = slice.size,
-                             .offsets = slice.box.offsets});
-        out.second.push_back({.fqn = slice.fqn,
-                              .data = {.data = data,
-                                       .dtype = slice.dtype,
-                                       .shape = slice.box.sizes,
-                                       .strides = {},
-                                       .owner = memory},
-                              .size = slice.size,
-                              .offsets = slice.box.offsets});
+        const MutableTensorView view{.data = data,
+                                     .dtype = slice.dtype,
+                                     .shape = slice.box.sizes,
+                                     .strides = {},
+                                     .owner = memory};
+        const TensorView source{view.data, view.dtype, view.shape, view.strides, view.owner};
+        out.first.push_back({slice.fqn, source, slice.size, slice.box.offsets});
+        out.second.push_back({slice.fqn, view, slice.size, slice.box.offsets});
     }
     return out;
 }

@@ -22,17 +22,8 @@ constexpr const char* file_name = "data.safetensors";
 // Where a vector load of any kind is aligned, and what torch and numpy allocate at.
 constexpr std::uint64_t tensor_alignment = 64;
 
-Result<WriteResults> write_attempt(Reactor& reactor, const std::string& directory, SavePlan plan,
-                                   DefaultSavePlanner& planner) {
-    std::vector<TensorView> sources;
-    for (const WriteItem& item : plan.items) {
-        auto resolved = planner.resolve_data(item);
-        if (!resolved)
-            return std::unexpected(std::move(resolved.error()));
-        sources.push_back(std::move(*resolved));
-    }
-    SAFERING_ASSERT(plan.storage->directory == directory);
-    auto job = WriteJob::make(reactor, std::move(plan), std::move(sources), {.digests = false});
+Result<WriteResults> write_attempt(Reactor& reactor, SavePlan plan, SavePlanner& planner) {
+    auto job = WriteJob::make(reactor, std::move(plan), planner, {.digests = false});
     if (!job)
         return std::unexpected(std::move(job.error()));
     return (*job)->run();
@@ -94,7 +85,7 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
                                .placements = layout->placements[0]};
     if (auto made = create_attempt_directory(reactor, directory, layout->files); !made)
         return std::unexpected(std::move(made.error()));
-    auto written = write_attempt(reactor, directory, std::move(plan), planner);
+    auto written = write_attempt(reactor, std::move(plan), planner);
     auto published = written ? publish(reactor, directory, target)
                              : Result<void>(std::unexpected(std::move(written.error())));
     auto removed = remove_attempt_directory(reactor, directory);

@@ -247,20 +247,9 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
 
 void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& planner,
                                            WriteHandler handler) {
-    const auto make_job = [&]() -> Result<std::shared_ptr<WriteJob>> {
-        std::vector<TensorView> sources;
-        sources.reserve(plan.items.size());
-        for (const WriteItem& item : plan.items) {
-            auto resolved = planner.resolve_data(item);
-            if (!resolved)
-                return std::unexpected(std::move(resolved.error()));
-            sources.push_back(std::move(*resolved));
-        }
-        return WriteJob::make(
-            *impl_->reactor.value(), plan, std::move(sources),
-            {.digests = impl_->options.digests, .progress = impl_->options.progress});
-    };
-    auto job = make_job();
+    auto job =
+        WriteJob::make(*impl_->reactor.value(), plan, planner,
+                       {.digests = impl_->options.digests, .progress = impl_->options.progress});
     if (!job) {
         handler(std::make_exception_ptr(Exception(std::move(job.error()))), {});
         return;

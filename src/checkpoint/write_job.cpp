@@ -74,6 +74,19 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, SavePlan plan
     return job;
 }
 
+Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, SavePlan plan,
+                                                 SavePlanner& planner, WriteJobOptions options) {
+    std::vector<TensorView> sources;
+    sources.reserve(plan.items.size());
+    for (const WriteItem& item : plan.items) {
+        auto resolved = planner.resolve_data(item);
+        if (!resolved)
+            return std::unexpected(std::move(resolved.error()));
+        sources.push_back(std::move(*resolved));
+    }
+    return make(reactor, std::move(plan), std::move(sources), std::move(options));
+}
+
 WriteJob::WriteJob(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources,
                    WriteJobOptions options)
     : CellPipeline(reactor, Opcode::write, std::move(options.progress)), plan_(std::move(plan)),
@@ -133,7 +146,6 @@ Result<void> WriteJob::plan_requests() {
         }
         if (requests->requests.empty())
             continue;
-        planned_.push_back(f);
         files_.push_back({.path = join(storage.directory, storage.files[f].name),
                           .file_bytes = storage.files[f].file_bytes,
                           .plan = std::move(*requests)});

@@ -24,6 +24,9 @@ class WriteJob final : public CellPipeline {
     /// reactor's thread, once.
     static Result<std::shared_ptr<WriteJob>>
     make(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources, WriteJobOptions options);
+    /// The same, with the planner's views of the plan's items, asked for here in plan order.
+    static Result<std::shared_ptr<WriteJob>> make(Reactor& reactor, SavePlan plan,
+                                                  SavePlanner& planner, WriteJobOptions options);
     void start(Handler handler);
     /// Starts and blocks until the end. Not from the reactor's thread.
     Result<WriteResults> run();
@@ -44,8 +47,6 @@ class WriteJob final : public CellPipeline {
     std::uint64_t tensor_begin_of(std::uint32_t item) const override;
     Result<plan::BoxCopy> box_copy(std::uint32_t item) const;
 
-    // Files of the plan that hold bytes of this rank: index into files_ -> into StoragePlan::files.
-    std::vector<std::uint32_t> planned_;
     SavePlan plan_;
     std::vector<TensorView> sources_;
     bool digests_;
