@@ -190,6 +190,7 @@ struct LoadPlan {
 
 /// Self-describing bytes (a magic, a version, little-endian integers), the same on every host.
 SAFERING_API std::vector<std::byte> to_bytes(const SavePlan& plan);
+SAFERING_API std::vector<std::byte> to_bytes(const StoragePlan& storage);
 SAFERING_API std::vector<std::byte> to_bytes(const WriteResults& results);
 SAFERING_API std::vector<std::byte> to_bytes(const LoadPlan& plan);
 SAFERING_API std::vector<std::byte> to_bytes(const Metadata& metadata);
@@ -199,6 +200,9 @@ SAFERING_API std::vector<std::byte> to_bytes(const Metadata& metadata);
 /// worst about 300 bytes for each of theirs (an item of three bytes becomes a WriteItem of 208, in
 /// a vector that doubles, with a copy of a name of up to 256 that it repeats by number).
 SAFERING_API Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes);
+/// `items`: how many the plan has that it belongs to, for a carrier that sends items its own way.
+SAFERING_API Result<StoragePlan> storage_plan_from_bytes(std::span<const std::byte> bytes,
+                                                         std::size_t items);
 SAFERING_API Result<WriteResults> write_results_from_bytes(std::span<const std::byte> bytes);
 SAFERING_API Result<LoadPlan> load_plan_from_bytes(std::span<const std::byte> bytes);
 SAFERING_API Result<Metadata> metadata_from_bytes(std::span<const std::byte> bytes);

@@ -83,6 +83,10 @@ class SAFERING_API HuggingFaceStorageReader {
             InitiateRead{this}, token, &plan, &planner);
     }
 
+    /// Loads that have begun end with operation_canceled once what they have in flight has ended; their
+    /// destinations must stay until then. One thread at a time uses a reader, for this call too.
+    void cancel();
+
     /// <path>/model.safetensors.index.json
     std::string metadata_path() const;
     const std::string& path() const;

@@ -102,6 +102,11 @@ class SAFERING_API HuggingFaceStorageWriter {
     /// the commit point leaves an older checkpoint intact, and this attempt is removed; one after it says so.
     Result<SaveReport> finish(const Metadata& metadata, std::vector<WriteResults> results);
 
+    /// Writes that have begun end with operation_canceled once what they have in flight has ended; the
+    /// memory behind their views must stay until then. One thread at a time uses a writer, for this call
+    /// too.
+    void cancel();
+
     /// Removes an unfinished attempt. Ranks that still write to it get errors.
     Result<void> abort();
 

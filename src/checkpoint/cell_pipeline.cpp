@@ -7,8 +7,8 @@
 
 namespace safering::checkpoint {
 
-CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress)
-    : reactor_(reactor), op_(op), progress_(std::move(progress)) {}
+CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress, std::stop_token stop)
+    : reactor_(reactor), op_(op), progress_(std::move(progress)), stop_(std::move(stop)) {}
 CellPipeline::~CellPipeline() = default;
 
 Result<void> CellPipeline::make_buffers(Reactor& reactor) {
@@ -72,6 +72,9 @@ void CellPipeline::fail(Error error) {
 bool CellPipeline::more_cells() {
     while (file_ < files_.size() && files_[file_].next == files_[file_].plan.requests.size())
         ++file_;
+    if (stop_.stop_requested() && file_ < files_.size())
+        fail({.code = std::make_error_code(std::errc::operation_canceled),
+              .operation = op_ == Opcode::read ? "read data" : "write data"});
     return !error_ && file_ < files_.size();
 }
 

@@ -7,7 +7,7 @@
 //   3. A turn unloads one cell and loads one into the buffer that became free (unless others wait for it):
 //      one copy, then the loop goes round, so that the disk gets its next request between two copies and
 //      not after all of them.
-//   4. The first error stops new cells; on_idle() follows when all that was in flight has ended.
+//   4. The first error, or a stop that is asked for, ends the issue of new cells; on_idle() follows when all that was in flight has ended.
 // All of it on the reactor's executor. The copy runs there too: the buffer is hot in that core's cache and a
 // single thread copies and digests faster than a disk writes (measured: a second thread only costs).
 #pragma once
@@ -16,6 +16,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <stop_token>
 #include <string>
 #include <vector>
 
@@ -59,7 +60,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     virtual ~CellPipeline();
 
   protected:
-    CellPipeline(Reactor& reactor, Opcode op, Progress progress);
+    CellPipeline(Reactor& reactor, Opcode op, Progress progress, std::stop_token stop);
 
     /// Sets cell.image_begin and cell.transfers.
     virtual Result<void> load(Cell& cell) = 0;
@@ -103,6 +104,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
 
     Opcode op_;
     Progress progress_;
+    std::stop_token stop_;
     std::size_t file_ = 0;
     std::size_t in_flight_ = 0;
     std::uint64_t done_bytes_ = 0;

@@ -20,8 +20,8 @@ constexpr std::uint64_t gap_bytes = std::uint64_t{128} << 10;
 } // namespace
 
 ReadJob::ReadJob(Reactor& reactor, const StoredCheckpoint& checkpoint, ReadJobOptions options)
-    : CellPipeline(reactor, Opcode::read, std::move(options.progress)), checkpoint_(checkpoint),
-      options_(std::move(options)) {}
+    : CellPipeline(reactor, Opcode::read, std::move(options.progress), std::move(options.stop)),
+      checkpoint_(checkpoint), options_(std::move(options)) {}
 
 // A digest covers one cell of the save, so that a load that checks must work in the same cells.
 Result<void> ReadJob::choose_chunk() {

@@ -14,6 +14,7 @@ namespace safering::checkpoint {
 struct ReadJobOptions {
     Verification verification = Verification::covered;
     CellPipeline::Progress progress{};
+    std::stop_token stop{};
     /// Called for a piece whose digest does not match; without it, that is the job's error.
     std::function<void(Error)> on_mismatch{};
 };

@@ -18,6 +18,7 @@ struct HuggingFaceStorageReader::Impl {
     ReaderOptions options;
     std::map<std::string, std::vector<std::pair<std::string, std::string>>> file_metadata;
     std::optional<StoredCheckpoint> checkpoint;
+    std::stop_source stop;
     JobCounter jobs;
 
     ~Impl() { jobs.wait_idle(); }
@@ -36,6 +37,7 @@ struct HuggingFaceStorageReader::Impl {
         return ReadJob::make(*reactor.value(), *checkpoint, plan, std::move(destinations),
                              {.verification = options.verification,
                               .progress = options.progress,
+                              .stop = stop.get_token(),
                               .on_mismatch = {}});
     }
 };
@@ -144,6 +146,10 @@ void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& pla
 
 boost::asio::io_context::executor_type HuggingFaceStorageReader::executor() {
     return impl_->reactor.value()->executor();
+}
+
+void HuggingFaceStorageReader::cancel() {
+    std::exchange(impl_->stop, std::stop_source()).request_stop();
 }
 
 std::string HuggingFaceStorageReader::metadata_path() const {

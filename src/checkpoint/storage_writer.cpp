@@ -103,6 +103,7 @@ struct HuggingFaceStorageWriter::Impl {
     WriterOptions options;
     std::optional<Attempt> attempt;
     FileSystemInfo file_system;
+    std::stop_source stop;
     JobCounter jobs;
 
     ~Impl() {
@@ -249,7 +250,9 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
                                            WriteHandler handler) {
     auto job =
         WriteJob::make(*impl_->reactor.value(), plan, planner,
-                       {.digests = impl_->options.digests, .progress = impl_->options.progress});
+                       {.digests = impl_->options.digests,
+                        .progress = impl_->options.progress,
+                        .stop = impl_->stop.get_token()});
     if (!job) {
         handler(std::make_exception_ptr(Exception(std::move(job.error()))), {});
         return;
@@ -315,6 +318,10 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
 
 Result<void> HuggingFaceStorageWriter::abort() {
     return impl_->abort();
+}
+
+void HuggingFaceStorageWriter::cancel() {
+    std::exchange(impl_->stop, std::stop_source()).request_stop();
 }
 
 std::string HuggingFaceStorageWriter::metadata_path() const {

@@ -89,7 +89,7 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, SavePlan plan
 
 WriteJob::WriteJob(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources,
                    WriteJobOptions options)
-    : CellPipeline(reactor, Opcode::write, std::move(options.progress)), plan_(std::move(plan)),
+    : CellPipeline(reactor, Opcode::write, std::move(options.progress), std::move(options.stop)), plan_(std::move(plan)),
       sources_(std::move(sources)), digests_(options.digests) {}
 
 Result<plan::BoxCopy> WriteJob::box_copy(std::uint32_t item) const {

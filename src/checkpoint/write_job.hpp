@@ -14,6 +14,7 @@ namespace safering::checkpoint {
 struct WriteJobOptions {
     bool digests = true;
     CellPipeline::Progress progress{};
+    std::stop_token stop{};
 };
 
 class WriteJob final : public CellPipeline {

@@ -232,6 +232,18 @@ Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes) {
     return finish(in, std::move(plan));
 }
 
+std::vector<std::byte> to_bytes(const StoragePlan& storage) {
+    ByteWriter out(ByteKind::storage_plan);
+    put(out, storage);
+    return std::move(out).finish();
+}
+
+Result<StoragePlan> storage_plan_from_bytes(std::span<const std::byte> bytes, std::size_t items) {
+    ByteReader in(bytes, ByteKind::storage_plan);
+    StoragePlan storage = take_storage_plan(in, items);
+    return finish(in, std::move(storage));
+}
+
 std::vector<std::byte> to_bytes(const WriteResults& results) {
     ByteWriter out(ByteKind::write_results);
     out.number(results.rank);

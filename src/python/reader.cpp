@@ -1,0 +1,170 @@
+#include "python/bindings.hpp"
+
+
+#include <safering/storage_reader.hpp>
+
+namespace safering::python {
+
+namespace {
+
+class DestinationPlanner final : public LoadPlanner {
+  public:
+    explicit DestinationPlanner(std::vector<MutableTensorView> views) : views_(std::move(views)) {}
+    // Asked once an item, in plan order.
+    Result<MutableTensorView> resolve_tensor(const ReadItem&) override {
+        return std::move(views_[next_++]);
+    }
+
+  private:
+    std::vector<MutableTensorView> views_;
+    std::size_t next_ = 0;
+};
+
+Verification to_verification(const std::string& name) {
+    if (name == "off")
+        return Verification::off;
+    if (name == "covered")
+        return Verification::covered;
+    if (name == "all")
+        return Verification::all;
+    throw py::value_error("verification must be 'off', 'covered' or 'all', not '" + name + "'");
+}
+
+class Reader {
+  public:
+    Reader(std::string path, std::shared_ptr<Reactor> reactor, const std::string& verification,
+           bool strict)
+        : count_(std::make_shared<ProgressCount>()),
+          reader_(std::move(path),
+                  {.verification = to_verification(verification),
+                   .strict = strict,
+                   .progress =
+                       [count = count_](std::uint64_t done, std::uint64_t total) {
+                           count->total = total;
+                           count->done = done;
+                       }},
+                  std::move(reactor)) {}
+
+    // (files, [(fqn, dtype, size, [(offsets, sizes, file), ...]), ...])
+    py::tuple read_metadata() {
+        {
+            const py::gil_scoped_release release;
+            metadata_ = value_or_throw(reader_.read_metadata());
+        }
+        py::list files;
+        for (const std::string& file : metadata_.files)
+            files.append(file);
+        py::list tensors;
+        for (const auto& [fqn, tensor] : metadata_.tensors) {
+            py::list chunks;
+            for (std::size_t i = 0; i < tensor.chunks.size(); ++i)
+                chunks.append(py::make_tuple(to_tuple(tensor.chunks[i].offsets),
+                                             to_tuple(tensor.chunks[i].sizes),
+                                             tensor.storage[i].file));
+            tensors.append(py::make_tuple(fqn, static_cast<int>(tensor.dtype),
+                                          to_tuple(tensor.size), chunks));
+        }
+        return py::make_tuple(files, tensors);
+    }
+
+    // {file name: {key: value}}
+    py::dict file_metadata() const {
+        py::dict out;
+        for (const auto& [file, entries] : reader_.file_metadata()) {
+            py::dict one;
+            for (const auto& [key, value] : entries)
+                one[py::str(key)] = value;
+            out[py::str(file)] = one;
+        }
+        return out;
+    }
+
+    void start(const py::list& fqns, const py::list& chunk_offsets, const py::list& chunk_hints,
+               const py::list& storage_offsets, const py::list& lengths,
+               const TensorColumns& tensors) {
+        if (running_.valid())
+            throw py::value_error("a load is under way: wait for it first");
+        LoadPlan plan;
+        plan.items.resize(py::len(fqns));
+        check_columns(plan.items.size(),
+                      {chunk_offsets, chunk_hints, storage_offsets, lengths, tensors.addresses});
+        for (std::size_t i = 0; i < plan.items.size(); ++i) {
+            ReadItem& item = plan.items[i];
+            item.fqn = to_text(fqns[i]);
+            item.chunk = find_chunk(item.fqn, to_shape(chunk_offsets[i]), chunk_hints[i]);
+            item.storage_offsets = to_shape(storage_offsets[i]);
+            item.lengths = to_shape(lengths[i]);
+        }
+        DestinationPlanner planner(tensors.views<MutableTensorView>());
+        const py::gil_scoped_release release;
+        count_->done = 0;
+        // The reader keeps what it borrows of plan and planner until the load has ended.
+        plan_ = std::move(plan);
+        planner_.emplace(std::move(planner));
+        running_ = reader_.async_read_data(plan_, *planner_);
+    }
+
+    py::dict wait(const py::object& progress) {
+        if (!running_.valid())
+            throw py::value_error("no load is under way");
+        const LoadReport report =
+            python::wait(running_, progress, *count_, [this] { reader_.cancel(); });
+        py::dict out;
+        out["tensor_bytes"] = report.tensor_bytes;
+        out["read_bytes"] = report.read_bytes;
+        out["verified_bytes"] = report.verified_bytes;
+        out["notes"] = report.notes;
+        for (const auto& [key, value] : to_dict(report.reactor))
+            out[key] = value;
+        return out;
+    }
+
+  private:
+    // The hint is the chunk's number in the metadata, where DCP's planner knows it.
+    std::uint32_t find_chunk(const std::string& fqn, const Shape& offsets, py::handle hint) const {
+        const auto missing = [&](std::string detail) {
+            return Exception({.code = Errc::checkpoint_tensor_missing,
+                              .operation = "read data",
+                              .file = reader_.path(),
+                              .tensor = fqn,
+                              .detail = std::move(detail)});
+        };
+        const auto found = metadata_.tensors.find(fqn);
+        if (found == metadata_.tensors.end())
+            throw missing("the checkpoint does not hold it");
+        const auto& chunks = found->second.chunks;
+        const auto is_at = [&](std::size_t i) {
+            return i < chunks.size() && chunks[i].offsets == offsets;
+        };
+        if (!hint.is_none())
+            if (const auto i = py::cast<std::size_t>(hint); is_at(i))
+                return static_cast<std::uint32_t>(i);
+        for (std::size_t i = 0; i < chunks.size(); ++i)
+            if (is_at(i))
+                return static_cast<std::uint32_t>(i);
+        throw missing("no stored chunk begins there");
+    }
+
+    std::shared_ptr<ProgressCount> count_;
+    Metadata metadata_;
+    LoadPlan plan_;
+    std::optional<DestinationPlanner> planner_;
+    HuggingFaceStorageReader reader_;
+    std::future<LoadReport> running_;
+};
+
+} // namespace
+
+void bind_reader(py::module_& module) {
+    py::class_<Reader>(module, "Reader")
+        .def(py::init<std::string, std::shared_ptr<Reactor>, const std::string&, bool>(),
+             py::arg("path"), py::arg("reactor"), py::arg("verification"), py::arg("strict"))
+        .def("read_metadata", &Reader::read_metadata)
+        .def("file_metadata", &Reader::file_metadata)
+        .def("start", &Reader::start, py::arg("fqns"), py::arg("chunk_offsets"),
+             py::arg("chunk_hints"), py::arg("storage_offsets"), py::arg("lengths"),
+             py::arg("tensors"))
+        .def("wait", &Reader::wait, py::arg("progress"));
+}
+
+} // namespace safering::python

@@ -1,0 +1,68 @@
+"""What goes wrong in native code, as exceptions that travel from rank to rank."""
+
+from __future__ import annotations
+
+
+class Error(RuntimeError):
+    """One failure: what, where, and what to do next; `str()` is one line for a person.
+
+    Attributes:
+        reason: what went wrong, in a few words.
+        operation: what was being done ("write data of rank 1").
+        file, tensor: where; empty where none applies.
+        offset, length: bytes of the file; length 0 where no range applies.
+        detail: what was expected and found, and what to do next.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        reason: str = "",
+        operation: str = "",
+        file: str = "",
+        tensor: str = "",
+        offset: int = 0,
+        length: int = 0,
+        detail: str = "",
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.operation = operation
+        self.file = file
+        self.tensor = tensor
+        self.offset = offset
+        self.length = length
+        self.detail = detail
+
+    def _fields(self) -> tuple:
+        return (self.reason, self.operation, self.file, self.tensor, self.offset, self.length, self.detail)
+
+    def __str__(self) -> str:
+        return self.args[0]
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.args[0], *self._fields())
+
+
+class StorageError(Error, OSError):
+    """The operating system's refusal; `errno` and `filename` are set as for any OSError."""
+
+    def __init__(self, message: str, errno: int, *fields) -> None:
+        Error.__init__(self, message, *fields)
+        self.errno = errno
+        self.strerror = self.reason
+        self.filename = self.file or None
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.args[0], self.errno, *self._fields())
+
+
+def make(
+    message: str, errno: int, reason: str, operation: str, file: bytes, tensor: bytes, offset: int, length: int, detail: str
+) -> Error:
+    """Called by native code. Names come as bytes, for they may be anything."""
+    fields = (
+        reason, operation, file.decode(errors="surrogateescape"), tensor.decode(errors="surrogateescape"),
+        offset, length, detail,
+    )
+    return StorageError(message, errno, *fields) if errno else Error(message, *fields)

@@ -1,0 +1,17 @@
+"""The drop-in for `torch.distributed.checkpoint.HuggingFaceStorageWriter` and `HuggingFaceStorageReader`.
+
+    from safering.torch import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+and nothing else changes. `install()` puts both in place of torch's for code that imports those itself.
+"""
+
+# Clients use safetensors.torch without importing it, relying on torch's module having done so.
+import safetensors.torch  # noqa: F401
+
+from ._reader import HuggingFaceStorageReader
+from ._writer import HuggingFaceStorageWriter
+
+__all__ = [
+    "HuggingFaceStorageReader",
+    "HuggingFaceStorageWriter",
+]

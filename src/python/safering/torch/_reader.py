@@ -1,0 +1,195 @@
+"""HuggingFaceStorageReader: DCP's calls, handed to native code."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import HuggingFaceStorageReader as _TorchReader
+from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+from torch.distributed.checkpoint.metadata import (
+    ChunkStorageMetadata,
+    Metadata,
+    MetadataIndex,
+    StorageMeta,
+    TensorProperties,
+    TensorStorageMetadata,
+)
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.futures import Future
+
+from .. import _native, _runtime
+from ._dtypes import DTYPES, F4, stored_shape, torch_shape
+from ._tensors import WINDOW_BYTES, columns, empty_plain, is_plain, nbytes, synchronize
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["HuggingFaceStorageReader"]
+
+
+class HuggingFaceStorageReader(_TorchReader):
+    """Loads safetensors checkpoints with any sharding: safering's own (by their manifest, verified), a Hugging Face
+    directory (by its index, else every *.safetensors), DCP's `shard-...` files, or a single file.
+
+    Only the bytes that the plan needs are read, past the page cache, and put straight into the tensors of the
+    planner; into other dtypes, other devices and memory that is not plain through a bounded copy.
+
+    Args:
+        path: directory of the checkpoint, or one *.safetensors file.
+        thread_count: accepted; native code reads all files at once.
+
+    Keyword Args:
+        backend, buffer_memory, progress: as HuggingFaceStorageWriter has them.
+        verification: "covered" (extents that are read whole are checked against the manifest's digests before
+            their bytes count as loaded), "all" (reads are widened so that every byte is checked) or "off".
+        strict: refuse symbolic links in place of files (the Hub's cache consists of them).
+
+    Raises safering.Error, with file, tensor and reason, for a corrupt header, a lost or changed file, chunks that
+    do not cover their tensor; safering.StorageError for what the operating system refuses.
+
+    A tensor of a dtype that torch lacks is left out of the metadata, with a warning. One thread at a time may use
+    a reader.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        thread_count: int = 1,
+        *,
+        backend: str = "automatic",
+        buffer_memory: int = _runtime.BUFFER_MEMORY,
+        verification: str = "covered",
+        strict: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__(path=path, thread_count=thread_count)
+        self.backend = backend
+        self.buffer_memory = buffer_memory
+        self.verification = verification
+        self.strict = strict
+        self.progress = progress
+        #: How the last load went: tensor_bytes, read_bytes, verified_bytes, backend, notes, ...
+        self.report: dict[str, Any] | None = None
+        self._native: _native.Reader | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_native": None}
+
+    def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
+        self._native = None
+        super().reset(checkpoint_id)
+
+    def read_metadata(self) -> Metadata:
+        """Opens the files, checks every header, finishes the switch of a save that was cut off after its commit."""
+        files, tensors = self._open()
+        paths = [os.fspath(file) for file in files]
+        state_dict_metadata: dict[str, TensorStorageMetadata] = {}
+        storage_data: dict[MetadataIndex, _HFStorageInfo] = {}
+        for fqn, code, size, chunks in tensors:
+            dtype = DTYPES.get(code)
+            if code == F4:
+                chunks = [(torch_shape(o, code), torch_shape(s, code), file) for o, s, file in chunks]
+                size = torch_shape(size, code)
+                if size is None or any(o is None or s is None for o, s, _ in chunks):
+                    dtype = None
+            if dtype is None:
+                logger.warning(
+                    "%s: %r is left out, torch has no dtype for %s", self.path, fqn, _native.dtype_names[code]
+                )
+                continue
+            boxes = []
+            for offsets, sizes, file in chunks:
+                box = ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+                boxes.append(box)
+                storage_data[MetadataIndex(fqn, box.offsets)] = _HFStorageInfo(paths[file], box.sizes, dtype)
+            state_dict_metadata[fqn] = TensorStorageMetadata(TensorProperties(dtype=dtype), torch.Size(size), boxes)
+        metadata = Metadata(
+            state_dict_metadata=state_dict_metadata,
+            # Where each entry stands in a nested state dict: names are flat here.
+            planner_data={fqn: (fqn,) for fqn in state_dict_metadata},
+            storage_data=storage_data,
+        )
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Fills the planner's tensors; has done so when it returns. On an error they hold an unknown mixture, and
+        `commit_tensor` has not been called."""
+        if self._native is None:
+            self._open()
+        items = plan.items
+        targets = [planner.resolve_tensor(item).detach() for item in items]
+        infos = [self.storage_data[item.storage_index] for item in items]
+        for item, target in zip(items, targets):
+            if target.size() != torch.Size(item.lengths):
+                raise ValueError(
+                    f"{item.storage_index.fqn!r}: the plan reads {tuple(item.lengths)}, "
+                    f"the tensor to fill is {tuple(target.size())}"
+                )
+        direct, copied = [], []
+        for position, (target, info) in enumerate(zip(targets, infos)):
+            fits = target.dtype == info.dtype and is_plain(target) and not _overlaps(target)
+            (direct if fits else copied).append(position)
+        report: dict[str, Any] = {}
+        if direct or not copied:
+            self._read([items[i] for i in direct], [targets[i] for i in direct], report)
+        for window in _windows(copied, items, infos):
+            buffers = [empty_plain(tuple(items[i].lengths), infos[i].dtype, targets[i].device) for i in window]
+            self._read([items[i] for i in window], buffers, report)
+            for i, buffer in zip(window, buffers):
+                targets[i].copy_(buffer, non_blocking=True)
+            synchronize({targets[i].device for i in window})
+        for item, target in zip(items, targets):
+            planner.commit_tensor(item, target)
+        self.report = report
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def _open(self) -> tuple[list[str], list[tuple]]:
+        self._native = _native.Reader(
+            os.fspath(self.path), _runtime.reactor(self.backend, self.buffer_memory), self.verification, self.strict
+        )
+        return self._native.read_metadata()
+
+    def _read(self, items: list[ReadItem], tensors: list[torch.Tensor], report: dict[str, Any]) -> None:
+        codes = [None] * len(items)
+        sources = [item.storage_index for item in items]
+        places = [source.offset for source in sources]
+        offsets = [item.storage_offsets for item in items]
+        lengths = [item.lengths for item in items]
+        table = columns(tensors, lengths)
+        codes = table.dtypes
+        if F4 in codes:
+            places, offsets, lengths = (
+                [stored_shape(tuple(shape), code) for shape, code in zip(column, codes)]
+                for column in (places, offsets, lengths)
+            )
+        self._native.start(
+            [source.fqn for source in sources], places, [source.index for source in sources], offsets, lengths, table
+        )
+        done = self._native.wait(self.progress)
+        for key, value in done.items():
+            report[key] = report.get(key, 0) + value if key.endswith("_bytes") and key != "buffer_bytes" else value
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    """Whether two elements share memory, as those of an expanded tensor do; copy_ refuses such a target."""
+    return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride()))
+
+
+def _windows(positions: list[int], items: list[ReadItem], infos: list[_HFStorageInfo]):
+    window: list[int] = []
+    size = 0
+    for i in positions:
+        wanted = torch.Size(items[i].lengths).numel() * infos[i].dtype.itemsize
+        if window and size + wanted > WINDOW_BYTES:
+            yield window
+            window, size = [], 0
+        window.append(i)
+        size += wanted
+    if window:
+        yield window

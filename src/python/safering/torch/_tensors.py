@@ -1,0 +1,62 @@
+"""Tensors as native code wants them: addresses, shapes and strides."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import _native
+from ._dtypes import CODES, F4, stored_shape
+
+#: Copies that are alive at a time, bytes: of tensors that are not plain memory of this host.
+WINDOW_BYTES = 256 << 20
+
+
+def is_plain(tensor: torch.Tensor) -> bool:
+    """Whether the elements lie in this host's memory just as the strides say."""
+    return (
+        (type(tensor) is torch.Tensor or type(tensor) is torch.nn.Parameter)
+        and tensor.device.type == "cpu"
+        and tensor.layout is torch.strided
+        and not tensor.is_conj()
+        and not tensor.is_neg()
+        and not (CODES.get(tensor.dtype) == F4 and not tensor.is_contiguous())
+    )
+
+
+def to_plain(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy, or the tensor itself where it is plain already. From a device through pinned memory; the copy may
+    be under way when this returns (see synchronize)."""
+    if is_plain(tensor):
+        return tensor
+    if tensor.device.type == "cpu":
+        return tensor.resolve_conj().resolve_neg().contiguous()
+    host = empty_plain(tensor.shape, tensor.dtype, tensor.device)
+    return host.copy_(tensor.resolve_conj().resolve_neg(), non_blocking=True)
+
+
+def empty_plain(shape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Host memory for a tensor of `device`; pinned where that helps. torch keeps pinned blocks for the next one."""
+    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+
+
+def synchronize(devices: set[torch.device]) -> None:
+    """Waits for the copies that to_plain and copy_ began on these devices."""
+    for device in devices:
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
+
+def columns(tensors: list[torch.Tensor], shapes=None) -> _native.TensorColumns:
+    """Plain tensors, which the caller keeps alive. `shapes`: where they are known already."""
+    codes = [CODES[tensor.dtype] for tensor in tensors]
+    if shapes is None:
+        shapes = [tensor.shape for tensor in tensors]
+    strides = [tensor.stride() for tensor in tensors]
+    if F4 in codes:  # contiguous, see is_plain; native code works strides out of the shape then
+        shapes = [stored_shape(shape, code) for shape, code in zip(shapes, codes)]
+        strides = [() if code == F4 else stride for stride, code in zip(strides, codes)]
+    return _native.TensorColumns([tensor.data_ptr() for tensor in tensors], codes, shapes, strides)
+
+
+def nbytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,323 @@
+"""HuggingFaceStorageWriter: DCP's calls, handed to native code.
+
+Plans and results are DCP's own objects. What safering adds to them travels inside them as bytes: a rank's part
+of the layout in `SavePlan.storage_data`, digests in the list of `WriteResult`s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint import HuggingFaceStorageWriter as _TorchWriter
+from torch.distributed.checkpoint.filesystem import _StorageInfo
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
+
+from .. import _native, _runtime
+from ._dtypes import CODES, F4, stored_shape
+from ._tensors import WINDOW_BYTES, columns, is_plain, nbytes, synchronize, to_plain
+
+logger = logging.getLogger(__name__)
+
+__all__ = ["HuggingFaceStorageWriter"]
+
+_STORAGE_KEY = "safering"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Storage:
+    """A rank's part of the layout of one save."""
+
+    target: str
+    rank: int
+    attempt: str  # begins with the time: later attempts compare greater
+    packed: bytes
+
+    def __reduce__(self) -> tuple:
+        return _receive, dataclasses.astuple(self)
+
+
+# What came to this process with a plan. With `enable_plan_caching` a rank's planner puts the plan of an
+# earlier save in place of the one that the coordinator sent, and this save's layout would be lost with it.
+_received: OrderedDict[tuple[str, int], _Storage] = OrderedDict()
+_MOST_RECEIVED = 64
+
+
+def _receive(*fields: Any) -> _Storage:
+    storage = _Storage(*fields)
+    _received[storage.target, storage.rank] = storage
+    _received.move_to_end((storage.target, storage.rank))
+    while len(_received) > _MOST_RECEIVED:
+        _received.popitem(last=False)
+    return storage
+
+
+class _WriteResults(list):
+    """A rank's `WriteResult`s, with what the commit needs of them."""
+
+    def __init__(self, results: list[WriteResult], packed: bytes) -> None:
+        super().__init__(results)
+        self.packed = packed
+
+    def __reduce__(self) -> tuple:
+        return _WriteResults, (list(self), self.packed)
+
+
+def _item_columns(items: list[WriteItem]) -> tuple:
+    data = [item.tensor_data for item in items]
+    codes = [CODES[one.properties.dtype] for one in data]
+    shapes = ([one.chunk.offsets for one in data], [one.chunk.sizes for one in data], [one.size for one in data])
+    if F4 in codes:
+        shapes = tuple([stored_shape(shape, code) for shape, code in zip(column, codes)] for column in shapes)
+    return [item.index.fqn for item in items], codes, *shapes
+
+
+def _check_items(items: list[WriteItem]) -> None:
+    """TypeError for what the format cannot hold."""
+    objects = [item.index.fqn for item in items if item.type == WriteItemType.BYTE_IO]
+    if objects:
+        raise TypeError(
+            f"safetensors holds tensors only, and these entries of the state dict are none: {_listed(objects)}. "
+            "Leave them out, or save them as tensors"
+        )
+    wrong = [
+        f"{item.index.fqn} ({item.tensor_data.properties.dtype})"
+        for item in items
+        if item.tensor_data.properties.dtype not in CODES
+    ]
+    if wrong:
+        raise TypeError(f"safetensors has no such dtype: {_listed(wrong)}. Convert them before saving")
+
+
+def _listed(names: list[str], most: int = 5) -> str:
+    shown = ", ".join(repr(name) for name in names[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+class HuggingFaceStorageWriter(_TorchWriter):
+    """Saves a state dict as Hugging Face safetensors files, by all ranks at once, straight into the final files.
+
+    The checkpoint appears in one durable rename when `finish` returns; until then an older one at the same path
+    is as it was. The positional arguments are those of torch's class, with these meanings here:
+
+    Args:
+        path: directory of the checkpoint. Missing parents are made.
+        fqn_to_index_mapping: fqn -> 1-based number of its file. None: one file. A tensor that it lacks is an error.
+        thread_count: accepted; native code overlaps copying and writing by itself.
+        save_distributed: with `enable_consolidation=False`, every rank writes its own `shard-...` files. Otherwise
+            all ranks write the final `model-...` files together.
+        enable_consolidation: final files in `path`; no `sharded` directory and no second pass.
+        thread_count_consolidation: accepted; there is no consolidation.
+
+    Keyword Args:
+        backend: "automatic" (io_uring where the kernel grants it, else threads), "io_uring" or "threads".
+        digests: whether to take XXH3 digests of all data and list them in `safering.manifest.json`.
+        buffer_memory: bytes of the buffer pool, shared by all writers and readers of this process that give
+            the same number. The same on all ranks.
+        progress: called with (bytes done, bytes in all) of this rank, about 20 times a second, on the thread
+            that saves.
+
+    Raises (from `dcp.save`, as DCP's CheckpointException naming the rank where there are several):
+        TypeError: an entry that is no tensor, or of a dtype that the format lacks; nothing has been written.
+        safering.Error: anything else that native code refuses, with file, tensor and reason.
+        safering.StorageError: what the operating system refuses (also an OSError).
+
+    One thread at a time may use a writer. It can be pickled, sent to a process, and used from save to save.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        fqn_to_index_mapping: dict[str, int] | None = None,
+        thread_count: int = 1,
+        save_distributed: bool = False,
+        enable_consolidation: bool = False,
+        thread_count_consolidation: int = 1,
+        *,
+        backend: str = "automatic",
+        digests: bool = True,
+        buffer_memory: int = _runtime.BUFFER_MEMORY,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        super().__init__(
+            path=path,
+            fqn_to_index_mapping=fqn_to_index_mapping,
+            thread_count=thread_count,
+            save_distributed=save_distributed,
+            enable_consolidation=enable_consolidation,
+            thread_count_consolidation=thread_count_consolidation,
+        )
+        self.backend = backend
+        self.digests = digests
+        self.buffer_memory = buffer_memory
+        self.progress = progress
+        #: How the last save that this process committed went: path, files, tensor_bytes, backend, notes, ...
+        self.report: dict[str, Any] | None = None
+        self._native: _native.Writer | None = None
+        self._prepared: list[_Storage] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        # An attempt in progress stays with the process that began it.
+        return self.__dict__ | {"_native": None, "_prepared": []}
+
+    @property
+    def _target(self) -> str:
+        return os.path.abspath(self.consolidated_output_path if self.enable_consolidation else self.path)
+
+    def reset(self, checkpoint_id: str | os.PathLike | None = None) -> None:
+        """Forgets (and removes) an unfinished save. `checkpoint_id` becomes the path, of the final files too."""
+        self._native = None
+        self._prepared = []
+        super().reset(checkpoint_id)
+        if checkpoint_id and self.enable_consolidation:
+            self.consolidated_output_path = str(self.path)
+            self.path = self.fs.concat_path(self.path, "sharded")
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Refuses what the format cannot hold, before anything is written."""
+        _check_items(plan.items)
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Coordinator: lays out the files, creates and preallocates them beside the target, writes the headers."""
+        full = _restore_cached(plans)
+        native_plans = [
+            _native.SavePlan(rank, *_item_columns(plan.items)) for rank, plan in enumerate(full)
+        ]
+        target = self._target
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        self._native = None  # its unfinished attempt goes first
+        self._native = self._make_native()
+        storages = self._native.prepare_global_plan(native_plans)
+        self._prepared = [
+            _Storage(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
+        ]
+        return [
+            dataclasses.replace(plan, storage_data={_STORAGE_KEY: storage})
+            for plan, storage in zip(plans, self._prepared)
+        ]
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Writes and fsyncs this rank's items; has done so when it returns. Ctrl-C ends it early and cleanly."""
+        storage = self._find_storage(plan)
+        if storage is None:  # called by hand, without a coordinator
+            plan = self.prepare_global_plan([plan])[0]
+            storage = self._prepared[0]
+        items = plan.items
+        native_plan = _native.SavePlan(storage.rank, *_item_columns(items))
+        native_plan.set_storage(storage.packed)
+        if self._native is None:
+            self._native = self._make_native()
+        packed = self._write_windows(native_plan, items, planner)
+        _, sizes, files = _native.describe_results(packed)
+        results = [
+            WriteResult(index=item.index, size_in_bytes=size, storage_data=_StorageInfo(file, 0, size))
+            for item, size, file in zip(items, sizes, files)
+        ]
+        future: Future[list[WriteResult]] = Future()
+        future.set_result(_WriteResults(results, packed))
+        return future
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """Coordinator: the metadata commit. The checkpoint exists, whole and durable, when this returns."""
+        if self._native is None or not self._prepared:
+            raise RuntimeError(
+                f"finish: no save to {self._target} is under way in this writer; "
+                "prepare_global_plan was not called, or failed"
+            )
+        packed = [getattr(result, "packed", None) for result in results]
+        if None in packed:
+            raise ValueError(
+                f"finish: the results of rank {packed.index(None)} are not those that write_data gave; "
+                "hand them on as they are"
+            )
+        native, self._native, self._prepared = self._native, None, []
+        self.report = native.finish(packed)
+        for note in self.report["notes"]:
+            logger.info("%s: %s", self._target, note)
+
+    def _make_native(self) -> _native.Writer:
+        return _native.Writer(
+            self._target,
+            _runtime.reactor(self.backend, self.buffer_memory),
+            self.fqn_to_index_mapping or {},
+            self.save_distributed and not self.enable_consolidation,
+            self.digests,
+        )
+
+    def _find_storage(self, plan: SavePlan) -> _Storage | None:
+        given = plan.storage_data.get(_STORAGE_KEY) if isinstance(plan.storage_data, dict) else None
+        rank = given.rank if given is not None else (self.rank or 0)
+        found = [given, _received.pop((self._target, rank), None)]
+        found += [storage for storage in self._prepared if storage.rank == rank]
+        found = [storage for storage in found if storage is not None and storage.target == self._target]
+        return max(found, key=lambda storage: storage.attempt, default=None)
+
+    def _write_windows(self, native_plan: _native.SavePlan, items: list[WriteItem], planner: SavePlanner) -> bytes:
+        """Plain tensors all at once, from where they lie; the others in windows of copies, one being made
+        while the one before it is written."""
+        parts: list[bytes] = []
+        running: list[torch.Tensor] = []  # borrowed by native code until wait() has returned
+
+        def wait() -> None:
+            if running:
+                parts.append(self._native.wait(self.progress))
+                running.clear()
+
+        begin = 0
+        tensors: list[torch.Tensor] = []
+        devices: set[torch.device] = set()
+        copied = 0
+
+        def flush(end: int) -> None:
+            nonlocal begin, copied
+            synchronize(devices)
+            wait()
+            running.extend(tensors)
+            running.append(None)  # not empty, even where there is nothing to write
+            self._native.start(native_plan, begin, end, columns(tensors))
+            begin, copied = end, 0
+            tensors.clear()
+            devices.clear()
+
+        try:
+            for position, item in enumerate(items):
+                tensor = planner.resolve_data(item)
+                if not isinstance(tensor, torch.Tensor):
+                    raise TypeError(f"{item.index.fqn!r}: expected a tensor of the planner, found {type(tensor).__name__}")
+                tensor = tensor.detach()
+                if not is_plain(tensor):
+                    if copied and copied + nbytes(tensor) > WINDOW_BYTES:
+                        flush(position)
+                    copied += nbytes(tensor)
+                    devices.add(tensor.device)
+                    tensor = to_plain(tensor)
+                tensors.append(tensor)
+            flush(len(items))
+            wait()
+        except BaseException:
+            # What runs still reads the tensors.
+            if running:
+                self._native.cancel()
+                running.clear()
+            raise
+        return parts[0] if len(parts) == 1 else _native.concatenate_results(parts)
+
+
+def _restore_cached(plans: list[SavePlan]) -> list[SavePlan]:
+    """With `enable_plan_caching`, ranks whose plan is as before send an empty one; DCP keeps theirs."""
+    if all(plan.usable for plan in plans):
+        return plans
+    for cached in SavePlanner._cached_global_plan.values():
+        if len(cached) == len(plans):
+            return [plan if plan.usable else known for plan, known in zip(plans, cached)]
+    raise RuntimeError("prepare_global_plan: a plan is marked as cached, and the planner's cache does not hold it")

@@ -1,0 +1,219 @@
+#include "python/bindings.hpp"
+
+#include <algorithm>
+#include <iterator>
+
+#include <safering/storage_writer.hpp>
+
+namespace safering::python {
+
+namespace {
+
+SavePlan make_plan(std::uint32_t rank, const py::list& fqns, const py::list& dtypes,
+                   const py::list& offsets, const py::list& sizes, const py::list& shapes) {
+    SavePlan plan{.rank = rank, .items = {}, .storage = {}};
+    plan.items.resize(py::len(fqns));
+    check_columns(plan.items.size(), {dtypes, offsets, sizes, shapes});
+    for (std::size_t i = 0; i < plan.items.size(); ++i) {
+        WriteItem& item = plan.items[i];
+        item.fqn = to_text(fqns[i]);
+        item.dtype = to_dtype(dtypes[i]);
+        item.chunk = {to_shape(offsets[i]), to_shape(sizes[i])};
+        item.size = to_shape(shapes[i]);
+        item.type = item.chunk.sizes == item.size ? WriteItemType::tensor : WriteItemType::shard;
+    }
+    return plan;
+}
+
+SavePlan slice(const SavePlan& plan, std::size_t begin, std::size_t end) {
+    const auto part = [&](const auto& all) {
+        const auto first = all.begin();
+        return std::remove_cvref_t<decltype(all)>(first + static_cast<std::ptrdiff_t>(begin),
+                                                  first + static_cast<std::ptrdiff_t>(end));
+    };
+    SavePlan out{.rank = plan.rank, .items = part(plan.items), .storage = {}};
+    if (plan.storage) {
+        out.storage = StoragePlan{.attempt = plan.storage->attempt,
+                                  .directory = plan.storage->directory,
+                                  .layout = plan.storage->layout,
+                                  .chunk_bytes = plan.storage->chunk_bytes,
+                                  .files = plan.storage->files,
+                                  .placements = part(plan.storage->placements)};
+    }
+    return out;
+}
+
+class ViewPlanner final : public SavePlanner {
+  public:
+    explicit ViewPlanner(std::vector<TensorView> views) : views_(std::move(views)) {}
+    // Asked once an item, in plan order.
+    Result<TensorView> resolve_data(const WriteItem&) override { return std::move(views_[next_++]); }
+
+  private:
+    std::vector<TensorView> views_;
+    std::size_t next_ = 0;
+};
+
+class Writer {
+  public:
+    Writer(std::string path, std::shared_ptr<Reactor> reactor, FqnToIndexMapping mapping,
+           bool sharded, bool digests)
+        : count_(std::make_shared<ProgressCount>()),
+          writer_(std::move(path),
+                  {.fqn_to_index_mapping = std::move(mapping),
+                   .layout = sharded ? FileLayout::sharded : FileLayout::full,
+                   .metadata = {},
+                   .digests = digests,
+                   .progress =
+                       [count = count_](std::uint64_t done, std::uint64_t total) {
+                           count->total = total;
+                           count->done = done;
+                       }},
+                  std::move(reactor)) {}
+
+    // Of each rank: the attempt and its part of the layout.
+    py::list prepare_global_plan(const std::vector<const SavePlan*>& plans) {
+        std::string attempt;
+        std::vector<std::vector<std::byte>> storage;
+        {
+            const py::gil_scoped_release release;
+            std::vector<SavePlan> values;
+            for (const SavePlan* plan : plans)
+                values.push_back(*plan);
+            for (const SavePlan& plan :
+                 value_or_throw(writer_.prepare_global_plan(std::move(values)))) {
+                attempt = plan.storage->attempt;
+                storage.push_back(to_bytes(*plan.storage));
+            }
+        }
+        py::list out;
+        for (const auto& bytes : storage)
+            out.append(py::make_tuple(attempt, to_bytes_object(bytes)));
+        return out;
+    }
+
+    void start(const SavePlan& plan, std::size_t begin, std::size_t end,
+               const TensorColumns& tensors) {
+        if (begin > end || end > plan.items.size() || tensors.size() != end - begin)
+            throw py::value_error("the range does not fit the plan and the tensors");
+        if (running_.valid())
+            throw py::value_error("a write is under way: wait for it first");
+        ViewPlanner planner(tensors.views<TensorView>());
+        const py::gil_scoped_release release;
+        count_->done = 0;
+        const bool all = end - begin == plan.items.size();
+        running_ = writer_.write_data(all ? plan : slice(plan, begin, end), planner);
+    }
+
+    py::bytes wait(const py::object& progress) {
+        if (!running_.valid())
+            throw py::value_error("no write is under way");
+        const WriteResults results =
+            python::wait(running_, progress, *count_, [this] { writer_.cancel(); });
+        return to_bytes_object(to_bytes(results));
+    }
+
+    py::dict finish(const std::vector<py::bytes>& packed) {
+        std::vector<WriteResults> results;
+        for (const py::bytes& bytes : packed)
+            results.push_back(value_or_throw(write_results_from_bytes(to_span(bytes))));
+        SaveReport report;
+        {
+            const py::gil_scoped_release release;
+            report = value_or_throw(writer_.finish({}, std::move(results)));
+        }
+        py::dict out;
+        out["path"] = report.path;
+        out["attempt"] = report.attempt;
+        out["files"] = report.files;
+        out["tensor_bytes"] = report.tensor_bytes;
+        out["replaced"] = report.replaced;
+        out["file_system"] = report.file_system.type;
+        out["notes"] = report.notes;
+        for (const auto& [key, value] : to_dict(report.reactor))
+            out[key] = value;
+        return out;
+    }
+
+    // Ends what runs, and waits for the end.
+    void cancel() {
+        if (!running_.valid())
+            return;
+        const py::gil_scoped_release release;
+        writer_.cancel();
+        running_.wait();
+        running_ = {};
+    }
+
+    void abort() {
+        const py::gil_scoped_release release;
+        value_or_throw(writer_.abort());
+    }
+
+  private:
+    std::shared_ptr<ProgressCount> count_;
+    HuggingFaceStorageWriter writer_;
+    std::future<WriteResults> running_;
+};
+
+// What one result after the other says, for DCP's WriteResult: sizes in bytes and the file of each.
+py::tuple describe(const py::bytes& packed) {
+    const WriteResults results = value_or_throw(write_results_from_bytes(to_span(packed)));
+    py::list sizes;
+    py::list files;
+    std::vector<py::str> names;
+    for (const std::string& file : results.files)
+        names.emplace_back(file);
+    for (const WriteResult& item : results.items) {
+        sizes.append(item.size_in_bytes);
+        files.append(names[item.storage.file]);
+    }
+    return py::make_tuple(results.attempt, sizes, files);
+}
+
+// The results of windows of one plan, one after the other.
+py::bytes concatenate(const std::vector<py::bytes>& packed) {
+    WriteResults all;
+    for (std::size_t i = 0; i < packed.size(); ++i) {
+        WriteResults part = value_or_throw(write_results_from_bytes(to_span(packed[i])));
+        if (i == 0) {
+            all = std::move(part);
+            continue;
+        }
+        SAFERING_ASSERT(part.attempt == all.attempt && part.files == all.files);
+        std::ranges::move(part.items, std::back_inserter(all.items));
+    }
+    return to_bytes_object(to_bytes(all));
+}
+
+} // namespace
+
+void bind_writer(py::module_& module) {
+    py::class_<SavePlan>(module, "SavePlan")
+        .def(py::init(&make_plan), py::arg("rank"), py::arg("fqns"), py::arg("dtypes"),
+             py::arg("offsets"), py::arg("sizes"), py::arg("shapes"))
+        .def("__len__", [](const SavePlan& plan) { return plan.items.size(); })
+        .def("set_storage", [](SavePlan& plan, const py::bytes& bytes) {
+            plan.storage =
+                value_or_throw(storage_plan_from_bytes(to_span(bytes), plan.items.size()));
+        });
+    py::class_<TensorColumns>(module, "TensorColumns")
+        .def(py::init<py::list, py::list, py::list, py::list>(), py::arg("addresses"),
+             py::arg("dtypes"), py::arg("shapes"), py::arg("strides"))
+        .def_readonly("dtypes", &TensorColumns::dtypes);
+    py::class_<Writer>(module, "Writer")
+        .def(py::init<std::string, std::shared_ptr<Reactor>, FqnToIndexMapping, bool, bool>(),
+             py::arg("path"), py::arg("reactor"), py::arg("mapping"), py::arg("sharded"),
+             py::arg("digests"))
+        .def("prepare_global_plan", &Writer::prepare_global_plan, py::arg("plans"))
+        .def("start", &Writer::start, py::arg("plan"), py::arg("begin"), py::arg("end"),
+             py::arg("tensors"))
+        .def("wait", &Writer::wait, py::arg("progress"))
+        .def("finish", &Writer::finish, py::arg("results"))
+        .def("cancel", &Writer::cancel)
+        .def("abort", &Writer::abort);
+    module.def("describe_results", &describe, py::arg("results"));
+    module.def("concatenate_results", &concatenate, py::arg("results"));
+}
+
+} // namespace safering::python
