@@ -24,6 +24,7 @@ from torch.futures import Future
 
 from .. import _native, _runtime
 from ._dtypes import CODES, F4, stored_shape
+from ._staging import stage
 from ._tensors import WINDOW_BYTES, columns, is_plain, nbytes, synchronize, to_plain
 
 logger = logging.getLogger(__name__)
@@ -181,6 +182,10 @@ class HuggingFaceStorageWriter(_TorchWriter):
         if checkpoint_id and self.enable_consolidation:
             self.consolidated_output_path = str(self.path)
             self.path = self.fs.concat_path(self.path, "sharded")
+
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """What `async_save` does before it returns: a copy on the CPU, in memory kept from save to save."""
+        return stage(state_dict)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
