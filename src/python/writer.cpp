@@ -156,19 +156,17 @@ class Writer {
     std::future<WriteResults> running_;
 };
 
-// What one result after the other says, for DCP's WriteResult: sizes in bytes and the file of each.
-py::tuple describe(const py::bytes& packed) {
+// (fqn, offset, size in bytes, file name) of each result.
+py::list describe(const py::bytes& packed) {
     const WriteResults results = value_or_throw(write_results_from_bytes(to_span(packed)));
-    py::list sizes;
-    py::list files;
     std::vector<py::str> names;
     for (const std::string& file : results.files)
         names.emplace_back(file);
-    for (const WriteResult& item : results.items) {
-        sizes.append(item.size_in_bytes);
-        files.append(names[item.storage.file]);
-    }
-    return py::make_tuple(results.attempt, sizes, files);
+    py::list out;
+    for (const WriteResult& item : results.items)
+        out.append(py::make_tuple(item.index.fqn, to_tuple(item.index.offset), item.size_in_bytes,
+                                  names[item.storage.file]));
+    return out;
 }
 
 // The results of windows of one plan, one after the other.

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageWriter as _TorchWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
@@ -24,6 +23,7 @@ from torch.futures import Future
 
 from .. import _native, _runtime
 from ._dtypes import CODES, F4, stored_shape
+from ._plans import PackedItems, WriteResults, no_collection
 from ._staging import stage
 from ._tensors import WINDOW_BYTES, columns, is_plain, nbytes, synchronize, to_plain
 
@@ -60,17 +60,6 @@ def _receive(*fields: Any) -> _Storage:
     while len(_received) > _MOST_RECEIVED:
         _received.popitem(last=False)
     return storage
-
-
-class _WriteResults(list):
-    """A rank's `WriteResult`s, with what the commit needs of them."""
-
-    def __init__(self, results: list[WriteResult], packed: bytes) -> None:
-        super().__init__(results)
-        self.packed = packed
-
-    def __reduce__(self) -> tuple:
-        return _WriteResults, (list(self), self.packed)
 
 
 def _item_columns(items: list[WriteItem]) -> tuple:
@@ -190,7 +179,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
         _check_items(plan.items)
-        return plan
+        return dataclasses.replace(plan, items=PackedItems(plan.items))
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Coordinator: lays out the files, creates and preallocates them beside the target, writes the headers."""
@@ -207,7 +196,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             _Storage(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
         ]
         return [
-            dataclasses.replace(plan, storage_data={_STORAGE_KEY: storage})
+            dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={_STORAGE_KEY: storage})
             for plan, storage in zip(plans, self._prepared)
         ]
 
@@ -223,13 +212,8 @@ class HuggingFaceStorageWriter(_TorchWriter):
         if self._native is None:
             self._native = self._make_native()
         packed = self._write_windows(native_plan, items, planner)
-        _, sizes, files = _native.describe_results(packed)
-        results = [
-            WriteResult(index=item.index, size_in_bytes=size, storage_data=_StorageInfo(file, 0, size))
-            for item, size, file in zip(items, sizes, files)
-        ]
         future: Future[list[WriteResult]] = Future()
-        future.set_result(_WriteResults(results, packed))
+        future.set_result(WriteResults(packed))
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
