@@ -190,7 +190,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         target = self._target
         os.makedirs(os.path.dirname(target), exist_ok=True)
         self._native = None  # its unfinished attempt goes first
-        self._native = self._make_native()
+        self._native = self._make_native(_alone() if self._sharded and len(plans) == 1 else None)
         storages = self._native.prepare_global_plan(native_plans)
         self._prepared = [
             _Storage(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
@@ -234,13 +234,18 @@ class HuggingFaceStorageWriter(_TorchWriter):
         for note in self.report["notes"]:
             logger.info("%s: %s", self._target, note)
 
-    def _make_native(self) -> _native.Writer:
+    @property
+    def _sharded(self) -> bool:
+        return self.save_distributed and not self.enable_consolidation
+
+    def _make_native(self, alone: tuple[int, int] | None = None) -> _native.Writer:
         return _native.Writer(
             self._target,
             _runtime.reactor(self.backend, self.buffer_memory),
             self.fqn_to_index_mapping or {},
-            self.save_distributed and not self.enable_consolidation,
+            self._sharded,
             self.digests,
+            alone,
         )
 
     def _find_storage(self, plan: SavePlan) -> _Storage | None:
@@ -300,6 +305,14 @@ class HuggingFaceStorageWriter(_TorchWriter):
                 running.clear()
             raise
         return parts[0] if len(parts) == 1 else _native.concatenate_results(parts)
+
+
+def _alone() -> tuple[int, int] | None:
+    """(rank, ranks) where there are several and the caller planned without the others (`no_dist`,
+    `use_collectives=False`): their files go to the same directory and must not collide."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return dist.get_rank(), dist.get_world_size()
+    return None
 
 
 def _restore_cached(plans: list[SavePlan]) -> list[SavePlan]:
