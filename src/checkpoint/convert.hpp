@@ -40,6 +40,9 @@ class Conversion {
     /// Coordinator. The metadata commit, with the results of all parts in any order. Blocks.
     Result<SaveReport> finish(std::vector<WriteResults> results);
 
+    /// Removes what prepare() made, as the destructor does; to be called when no rank writes any more. Blocks.
+    Result<void> abort() { return writer_ ? writer_->abort() : Result<void>(); }
+
   private:
     bool in_place() const { return from_.path == to_.path; }
     Result<void> check_source_unchanged();

@@ -107,6 +107,11 @@ class Conversion {
         return to_dict(report);
     }
 
+    void abort() {
+        const py::gil_scoped_release release;
+        value_or_throw(conversion_.abort());
+    }
+
   private:
     std::shared_ptr<Reactor> reactor_;
     std::shared_ptr<ProgressCount> count_;
@@ -127,7 +132,8 @@ void bind_files(py::module_& module) {
         .def("open", &Conversion::open)
         .def("prepare", &Conversion::prepare, py::arg("ranks"))
         .def("write", &Conversion::write, py::arg("windows"), py::arg("progress"))
-        .def("finish", &Conversion::finish, py::arg("results"));
+        .def("finish", &Conversion::finish, py::arg("results"))
+        .def("abort", &Conversion::abort);
 }
 
 } // namespace safering::python
