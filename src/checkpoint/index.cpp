@@ -13,7 +13,7 @@ std::string index_text(std::uint64_t total_size,
     std::string out = fmt::format(
         "{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total_size);
     bool first = true;
-    entries([&](const std::string& fqn, const std::string& file) {
+    entries([&](std::string_view fqn, std::string_view file) {
         out += first ? "\n    " : ",\n    ";
         safetensors::append_json_string(out, fqn);
         out += ": ";

@@ -80,11 +80,11 @@ class Reading {
             out.push_back(number(&extent, what));
         return out;
     }
-    std::vector<std::uint64_t> digests(const json* value) {
+    Digests digests(const json* value) {
         auto parsed = parse_hex_digests(text(value, "digests"));
         if (!parsed)
             wrong("digests are not groups of 16 hex digits");
-        return parsed.value_or(std::vector<std::uint64_t>{});
+        return parsed.value_or(Digests{});
     }
     std::uint64_t digest(const json& object, const char* key) {
         const auto parsed = digests(member(object, key));

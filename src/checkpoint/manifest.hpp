@@ -26,7 +26,7 @@ namespace safering::checkpoint {
 /// One item of a tensor. Empty offsets and sizes: the whole tensor.
 struct ManifestExtent {
     ChunkStorageMetadata box{};
-    std::vector<std::uint64_t> digests{};
+    Digests digests{};
 
     friend bool operator==(const ManifestExtent&, const ManifestExtent&) = default;
 };

@@ -72,17 +72,17 @@ bool is_sealed_json(std::string_view text) {
     return text.substr(body.size()) == fmt::format("{}{:016x}\"}}\n", seal_key, digest_of(body));
 }
 
-std::string hex_digests(const std::vector<std::uint64_t>& digests) {
+std::string hex_digests(std::span<const std::uint64_t> digests) {
     std::string out;
     for (const std::uint64_t digest : digests)
         fmt::format_to(std::back_inserter(out), "{:016x}", digest);
     return out;
 }
 
-std::optional<std::vector<std::uint64_t>> parse_hex_digests(std::string_view text) {
+std::optional<Digests> parse_hex_digests(std::string_view text) {
     if (text.size() % 16 != 0)
         return std::nullopt;
-    std::vector<std::uint64_t> digests(text.size() / 16);
+    Digests digests(text.size() / 16);
     for (std::size_t i = 0; i < digests.size(); ++i) {
         const char* first = text.data() + 16 * i;
         const auto [end, error] = std::from_chars(first, first + 16, digests[i], 16);

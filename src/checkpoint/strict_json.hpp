@@ -9,7 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <safering/error.hpp>
+#include <safering/plan.hpp>
 
 namespace safering::checkpoint {
 
@@ -30,8 +30,8 @@ bool is_sealed_json(std::string_view text);
 std::uint64_t digest_of(std::string_view bytes);
 
 /// Digests of an extent, 16 hex digits each, joined.
-std::string hex_digests(const std::vector<std::uint64_t>& digests);
+std::string hex_digests(std::span<const std::uint64_t> digests);
 /// Nothing where the text is not that.
-std::optional<std::vector<std::uint64_t>> parse_hex_digests(std::string_view text);
+std::optional<Digests> parse_hex_digests(std::string_view text);
 
 } // namespace safering::checkpoint

@@ -133,8 +133,7 @@ Result<void> WriteJob::plan_requests() {
             .index = {}, // moved from the plan when all is done: a name is kept once
             .size_in_bytes = box.bytes(),
             .storage = {placement.file, placement.tensor_begin, *length},
-            .digests =
-                std::vector<std::uint64_t>(digests_ ? cell_count(hull, storage.chunk_bytes) : 0),
+            .digests = Digests(digests_ ? cell_count(hull, storage.chunk_bytes) : 0),
         };
         spans[placement.file].push_back({hull, i, !box.contiguous()});
     }

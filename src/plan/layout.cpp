@@ -77,6 +77,11 @@ Result<void> check_boxes(const std::vector<SavePlan>& plans) {
 
 // No chunk is there twice, but for those without elements.
 Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemNames& names) {
+    std::size_t items = 0;
+    for (const SavePlan& plan : plans)
+        items += plan.items.size();
+    if (items == names.first_item.size())
+        return {};
     const ItemsByName groups = group_by_name(names);
     const auto item_at = [&](ItemReference reference) -> const WriteItem& {
         return plans[reference.plan].items[reference.item];
@@ -106,16 +111,21 @@ Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemName
 
 // The output file index of every name.
 Result<std::vector<std::uint32_t>> map_names(const ItemNames& names, const LayoutOptions& options) {
-    const bool unmapped = options.fqn_to_index_mapping.empty();
-    std::vector<std::uint32_t> index_of(names.first_item.size(), unmapped ? 1 : none);
-    for (const auto& [fqn, index] : options.fqn_to_index_mapping)
-        if (const std::uint32_t number = names.find(fqn); number != ItemNames::none)
-            index_of[number] = index;
-    for (std::size_t n = 0; n < index_of.size(); ++n)
-        if (index_of[n] == none)
-            return item_error(Errc::plan_unmapped_tensor, *names.first_item[n],
+    const FqnToIndexMapping& mapping = options.fqn_to_index_mapping;
+    std::vector<std::uint32_t> index_of(names.first_item.size(), 1);
+    if (mapping.empty())
+        return index_of;
+    auto mapped = mapping.begin(); // both sides rise
+    for (std::size_t n = 0; n < index_of.size(); ++n) {
+        const WriteItem& item = *names.first_item[n];
+        while (mapped != mapping.end() && mapped->first < item.fqn)
+            ++mapped;
+        if (mapped == mapping.end() || mapped->first != item.fqn)
+            return item_error(Errc::plan_unmapped_tensor, item,
                               fmt::format("expected it among the {} names of the mapping; add it",
-                                          options.fqn_to_index_mapping.size()));
+                                          mapping.size()));
+        index_of[n] = mapped->second;
+    }
     return index_of;
 }
 
@@ -188,15 +198,12 @@ file_metadata(const LayoutOptions& options, const std::vector<StoredTensor*>& st
 // Header and places of one file that holds `stored`.
 Result<LayoutFile> lay_out_file(std::string file_name, const std::vector<StoredTensor*>& stored,
                                 const LayoutOptions& options) {
-    std::vector<safetensors::TensorEntry> tensors;
+    std::vector<safetensors::TensorEntryView> tensors;
     tensors.reserve(stored.size());
     for (const StoredTensor* one : stored) {
         const WriteItem& item = *one->item;
-        tensors.push_back(
-            {.name = item.fqn,
-             .dtype = item.dtype,
-             .shape = options.layout == FileLayout::full ? item.size : item.chunk.sizes,
-             .data = {}});
+        const Shape& shape = options.layout == FileLayout::full ? item.size : item.chunk.sizes;
+        tensors.push_back({item.fqn, item.dtype, {shape.data(), shape.size()}, {}});
     }
     const auto wrong = [&](Error error) {
         error.file = file_name;
@@ -244,19 +251,24 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptio
     auto names = number_names(plans, "lay out checkpoint");
     if (!names)
         return std::unexpected(std::move(names.error()));
-    if (auto good = check_names(*names); !good)
+    return plan_layout(plans, std::move(*names), options);
+}
+
+Result<Layout> plan_layout(const std::vector<SavePlan>& plans, ItemNames names,
+                           const LayoutOptions& options) {
+    if (auto good = check_names(names); !good)
         return std::unexpected(std::move(good.error()));
     if (auto good = check_boxes(plans); !good)
         return std::unexpected(std::move(good.error()));
-    if (auto good = check_duplicates(plans, *names); !good)
+    if (auto good = check_duplicates(plans, names); !good)
         return std::unexpected(std::move(good.error()));
-    const auto index_of = map_names(*names, options);
+    const auto index_of = map_names(names, options);
     if (!index_of)
         return std::unexpected(index_of.error());
 
     const bool full = options.layout == FileLayout::full;
     Draft draft =
-        full ? draft_full(std::move(*names), *index_of) : draft_sharded(plans, *names, *index_of);
+        full ? draft_full(std::move(names), *index_of) : draft_sharded(plans, names, *index_of);
     Layout layout;
     if (auto laid = lay_out_files(draft, options, layout); !laid)
         return std::unexpected(std::move(laid.error()));
@@ -266,9 +278,11 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptio
         for (const std::uint32_t s : stored_of_item)
             placements.push_back({draft.stored[s].file, draft.stored[s].begin});
     }
-    if (full)
+    if (full) { // stored by name
+        layout.weight_map.reserve(draft.stored.size());
         for (const StoredTensor& stored : draft.stored)
             layout.weight_map.emplace_hint(layout.weight_map.end(), stored.item->fqn, stored.file);
+    }
     return layout;
 }
 

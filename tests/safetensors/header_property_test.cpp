@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include "entries.hpp"
 #include "safetensors/header.hpp"
 #include "utf8.hpp"
 
@@ -92,7 +93,7 @@ RC_GTEST_PROP(HeaderProperty, WhatIsWrittenIsReadBack, ()) {
     const Metadata metadata = *metadatas();
     const std::uint64_t alignment = std::uint64_t{1} << *rc::gen::inRange(3, 14);
     RC_ASSERT(assign_offsets(tensors).has_value());
-    const Result<std::string> head = write_header(tensors, metadata, alignment);
+    const Result<std::string> head = write_entries(tensors, metadata, alignment);
     RC_ASSERT(head.has_value());
     RC_ASSERT(head->size() % alignment == 0U);
     const std::uint64_t file_bytes = head->size() + data_bytes_of(tensors);
@@ -147,7 +148,7 @@ void check_prefix(const std::string& head, std::size_t size, std::uint64_t data_
 RC_GTEST_PROP(HeaderProperty, PrefixesAreRejected, ()) {
     std::vector<TensorEntry> tensors = *rc::gen::nonEmpty(tables());
     RC_ASSERT(assign_offsets(tensors).has_value());
-    const std::string head = value_or_throw(write_header(tensors, *metadatas(), 8));
+    const std::string head = value_or_throw(write_entries(tensors, *metadatas(), 8));
     for (int i = 0; i < 20; ++i)
         check_prefix(head, *rc::gen::inRange<std::size_t>(0, head.size()), data_bytes_of(tensors));
 }
@@ -158,7 +159,7 @@ TEST(HeaderPrefix, EveryOneIsRejected) {
         {.name = "b", .dtype = Dtype::u64, .shape = {}, .data = {}},
         {.name = "", .dtype = Dtype::i8, .shape = {0}, .data = {}}};
     ASSERT_TRUE(assign_offsets(tensors));
-    const std::string head = value_or_throw(write_header(tensors, {{"format", "pt"}}, 8));
+    const std::string head = value_or_throw(write_entries(tensors, {{"format", "pt"}}, 8));
     const std::uint64_t data_bytes = data_bytes_of(tensors);
     ASSERT_TRUE(parse_head(head, head.size() + data_bytes, "f"));
     for (std::size_t size = 0; size < head.size(); ++size) {
@@ -209,7 +210,7 @@ std::string mutated(std::string text) {
 RC_GTEST_PROP(HeaderProperty, MutationsAreRejectedOrKeepTheInvariant, ()) {
     std::vector<TensorEntry> tensors = *tables();
     RC_ASSERT(assign_offsets(tensors).has_value());
-    std::string json = value_or_throw(write_header(tensors, *metadatas(), 8)).substr(8);
+    std::string json = value_or_throw(write_entries(tensors, *metadatas(), 8)).substr(8);
     const int mutations = *rc::gen::inRange(1, 4);
     for (int i = 0; i < mutations && !json.empty(); ++i)
         json = mutated(std::move(json));
