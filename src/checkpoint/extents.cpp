@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "checkpoint/strict_json.hpp"
-
 namespace safering::checkpoint {
 
 std::vector<DigestPiece> pieces_in(const StoredFile& file, ByteRange range,
@@ -67,8 +65,7 @@ bool matches(const StoredFile& file, const DigestPiece& piece, const std::byte* 
              std::uint64_t image_begin) {
     const std::byte* bytes = image + (piece.range.begin - image_begin);
     if (!piece.box)
-        return digest_of({reinterpret_cast<const char*>(bytes), piece.range.size()}) ==
-               piece.digest;
+        return plan::digest_of({bytes, piece.range.size()}) == piece.digest;
     return plan::digest_of_image(*piece.box, bytes, window_of(file, piece)) == piece.digest;
 }
 

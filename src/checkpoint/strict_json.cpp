@@ -4,8 +4,8 @@
 #include <set>
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
+#include "plan/box.hpp"
 #include "safetensors/json_string.hpp"
 
 namespace safering::checkpoint {
@@ -50,7 +50,7 @@ Result<nlohmann::json> parse_strict_json(std::string_view text, unsigned max_dep
 }
 
 std::uint64_t digest_of(std::string_view bytes) {
-    return XXH3_64bits(bytes.data(), bytes.size());
+    return plan::digest_of(std::as_bytes(std::span(bytes)));
 }
 
 std::string json_string(std::string_view text) {

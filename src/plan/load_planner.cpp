@@ -8,6 +8,7 @@
 
 #include "plan/chunk_index.hpp"
 #include "plan/sorted.hpp"
+#include "plan/tensor_finder.hpp"
 #include "plan/text.hpp"
 #include "plan/tiling.hpp"
 
@@ -144,23 +145,25 @@ Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata)
     LoadPlan plan;
     // Of the tensor before, as destinations are sorted by name.
     std::optional<plan::ChunkIndex> index;
+    plan::TensorFinder tensors(metadata.tensors);
+    plan.items.reserve(tensors_.size());
     for (std::size_t t = 0; t < tensors_.size(); ++t) {
         const LocalDestination& destination = tensors_[t];
-        const auto stored = metadata.tensors.find(destination.fqn);
-        if (stored == metadata.tensors.end())
+        const TensorStorageMetadata* stored = tensors.find(destination.fqn);
+        if (stored == nullptr)
             return wrong(Errc::checkpoint_tensor_missing, "plan load", destination.fqn,
                          fmt::format("it is not among the checkpoint's {} tensors",
                                      metadata.tensors.size()));
         const bool is_new = t == 0 || tensors_[t - 1].fqn != destination.fqn;
         if (is_new)
-            if (auto good = check_stored(destination.fqn, stored->second); !good)
+            if (auto good = check_stored(destination.fqn, *stored); !good)
                 return std::unexpected(std::move(good.error()));
-        if (auto good = check_destination(destination, stored->second); !good)
+        if (auto good = check_destination(destination, *stored); !good)
             return std::unexpected(std::move(good.error()));
         if (is_new) {
-            if (auto good = check_tiled(destination.fqn, stored->second); !good)
+            if (auto good = check_tiled(destination.fqn, *stored); !good)
                 return std::unexpected(std::move(good.error()));
-            index.emplace(stored->second.size, stored->second.chunks);
+            index.emplace(stored->size, stored->chunks);
         }
         if (is_empty(destination.data.shape))
             continue;
@@ -168,7 +171,7 @@ Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata)
             return wrong(Errc::plan_duplicate_item, "plan load", destination.fqn,
                          fmt::format("two destinations begin at {}; load one and copy it",
                                      in_words(destination.offsets)));
-        add_items(destination, stored->second, *index, plan.items);
+        add_items(destination, *stored, *index, plan.items);
     }
     return plan;
 }
