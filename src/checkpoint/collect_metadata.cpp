@@ -69,13 +69,15 @@ class Collecting {
                 if (auto reported = report(findings_, std::move(listed.error())); !reported)
                     return std::unexpected(std::move(reported.error()));
         }
-        // A tensor's chunks in order of the files.
-        std::ranges::stable_sort(chunks_, {}, [&](const Chunk& chunk) -> std::string_view {
+        const auto name_of = [&](const Chunk& chunk) -> std::string_view {
             return entry_of(chunk).name;
-        });
+        };
+        // A tensor's chunks in order of the files.
+        if (!std::ranges::is_sorted(chunks_, {}, name_of))
+            std::ranges::stable_sort(chunks_, {}, name_of);
         std::size_t names = 0;
         for (std::size_t c = 0; c < chunks_.size(); ++c)
-            names += c == 0 || entry_of(chunks_[c]).name != entry_of(chunks_[c - 1]).name ? 1 : 0;
+            names += c == 0 || name_of(chunks_[c]) != name_of(chunks_[c - 1]) ? 1 : 0;
         out_.tensors.reserve(names);
         for (const Chunk& chunk : chunks_)
             if (auto added = add_chunk(chunk); !added)

@@ -18,12 +18,13 @@ std::vector<DigestPiece> pieces_in(const StoredFile& file, ByteRange range,
     });
     for (auto t = static_cast<std::size_t>(first - tensors.begin());
          t < tensors.size() && file.tensor_range(t).begin < range.end; ++t) {
-        for (const ManifestExtent& extent : file.extents[t]) {
+        for (std::size_t e = file.extents.first(t); e < file.extents.first(t + 1); ++e) {
+            const FileExtents::Extent extent = file.extents.at(e);
             std::optional<plan::FileBox> box;
             ByteRange hull = file.tensor_range(t);
-            if (!extent.box.sizes.empty()) {
+            if (extent.box != nullptr) {
                 auto made = plan::FileBox::make(tensors[t].dtype, tensors[t].shape,
-                                                extent.box.offsets, extent.box.sizes);
+                                                extent.box->offsets, extent.box->sizes);
                 SAFERING_ASSERT(made.has_value()); // checked when the checkpoint was opened
                 hull = made->hull().shifted(hull.begin);
                 if (!made->contiguous())

@@ -3,16 +3,17 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
+
+#include <boost/container/flat_map.hpp>
 
 #include <safering/error.hpp>
 
 namespace safering::checkpoint {
 
 /// fqn -> file name.
-using WeightMap = std::map<std::string, std::string, std::less<>>;
+using WeightMap = boost::container::flat_map<std::string, std::string, std::less<>>;
 
 /// {"metadata":{"total_size":N},"weight_map":{...}}. `entries` calls what it is given with each fqn and its
 /// file's name, sorted by fqn.

@@ -28,7 +28,7 @@ ManifestBuilder::ManifestBuilder(const std::vector<SavePlan>& plans, const plan:
                                    .file_bytes = file.file.file_bytes,
                                    .data_begin = file.file.data_begin,
                                    .head_digest = digest_of(file.head),
-                                   .tensors = {}});
+                                   .extents = {}});
     std::size_t items = 0, name_bytes = 0;
     for (const SavePlan& plan : plans)
         for (const WriteItem& item : plan.items)
@@ -79,11 +79,11 @@ bool ManifestBuilder::is_planned(std::size_t item, const MetadataIndex& index) c
            std::ranges::all_of(index.offset, [](std::uint64_t offset) { return offset == 0; });
 }
 
-Result<std::vector<WriteResults*>>
-ManifestBuilder::by_rank(std::vector<WriteResults>& results) const {
+Result<std::vector<const WriteResults*>>
+ManifestBuilder::by_rank(const std::vector<WriteResults>& results) const {
     const std::size_t rank_count = rank_begin_.size() - 1;
-    std::vector<WriteResults*> ranks(rank_count, nullptr);
-    for (WriteResults& result : results) {
+    std::vector<const WriteResults*> ranks(rank_count, nullptr);
+    for (const WriteResults& result : results) {
         if (result.rank >= rank_count)
             return results_fault(
                 Errc::checkpoint_results_mismatch, {},
@@ -143,7 +143,7 @@ Result<void> ManifestBuilder::check_bytes(std::uint32_t rank, std::size_t item,
     return {};
 }
 
-Result<Manifest> ManifestBuilder::build(std::vector<WriteResults>& results) {
+Result<Manifest> ManifestBuilder::build(const std::vector<WriteResults>& results) {
     auto ranks = by_rank(results);
     if (!ranks)
         return std::unexpected(std::move(ranks.error()));
@@ -156,7 +156,7 @@ Result<Manifest> ManifestBuilder::build(std::vector<WriteResults>& results) {
         if (auto checked = check_rank(rank, *(*ranks)[rank]); !checked)
             return std::unexpected(std::move(checked.error()));
         for (std::size_t i = rank_begin_[rank]; i < rank_begin_[rank + 1]; ++i) {
-            Digests& digests = (*ranks)[rank]->items[i - rank_begin_[rank]].digests;
+            const Digests& digests = (*ranks)[rank]->items[i - rank_begin_[rank]].digests;
             if (items_[i].bytes == 0)
                 continue;
             with_digests += digests.empty() ? 0 : 1;
@@ -180,14 +180,12 @@ Result<Manifest> ManifestBuilder::build(std::vector<WriteResults>& results) {
     const Item* last = nullptr;
     for (const Entry& entry : entries) {
         const Item& item = items_[entry.item];
-        auto& tensors = manifest_.files[item.file].tensors;
+        FileExtents& extents = manifest_.files[item.file].extents;
         if (last == nullptr || last->file != item.file || last->tensor_begin != item.tensor_begin)
-            tensors.emplace_back();
+            extents.add_tensor();
         last = &item;
         const bool whole = manifest_.layout == FileLayout::sharded || item.box == whole_tensor;
-        tensors.back().push_back(
-            ManifestExtent{.box = whole ? ChunkStorageMetadata{} : std::move(boxes_[item.box]),
-                           .digests = std::move(*entry.digests)});
+        extents.add({whole ? nullptr : &boxes_[item.box], *entry.digests});
     }
     return std::move(manifest_);
 }

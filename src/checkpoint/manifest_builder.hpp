@@ -18,10 +18,9 @@ class ManifestBuilder {
     ManifestBuilder(const std::vector<SavePlan>& plans, const plan::Layout& layout);
 
     /// The results must cover the plan exactly once: one WriteResults a rank (a rank without items may be
-    /// left out), its items those of the plan in their order, all of this attempt. Takes the digests out of
-    /// them, and may be called once. Errors: checkpoint_results_mismatch, checkpoint_foreign_attempt, naming
-    /// rank and tensor.
-    Result<Manifest> build(std::vector<WriteResults>& results);
+    /// left out), its items those of the plan in their order, all of this attempt. May be called once.
+    /// Errors: checkpoint_results_mismatch, checkpoint_foreign_attempt, naming rank and tensor.
+    Result<Manifest> build(const std::vector<WriteResults>& results);
 
   private:
     struct Item {
@@ -37,12 +36,13 @@ class ManifestBuilder {
     static constexpr std::uint32_t whole_tensor = ~std::uint32_t{0};
     struct Entry {
         std::size_t item;
-        Digests* digests;
+        const Digests* digests;
     };
 
     std::string_view name_of(std::size_t item) const;
     bool is_planned(std::size_t item, const MetadataIndex& index) const;
-    Result<std::vector<WriteResults*>> by_rank(std::vector<WriteResults>& results) const;
+    Result<std::vector<const WriteResults*>>
+    by_rank(const std::vector<WriteResults>& results) const;
     Result<void> check_rank(std::uint32_t rank, const WriteResults& results) const;
     Result<void> check_bytes(std::uint32_t rank, std::size_t item, const WriteResult& result) const;
 
