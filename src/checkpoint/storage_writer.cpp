@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <unordered_map>
-#include <unordered_set>
 
 #include <fmt/format.h>
 
@@ -150,24 +148,13 @@ Result<void> HuggingFaceStorageWriter::reset(std::string path) {
 }
 
 Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) const {
-    const auto hash = [](const WriteItem* item) {
-        std::size_t value = std::hash<std::string>{}(item->fqn);
-        for (const std::uint64_t offset : item->chunk.offsets)
-            value = value * 0x9E3779B97F4A7C15 + offset; // Knuth's multiplicative hash
-        return value;
-    };
-    const auto equal = [](const WriteItem* a, const WriteItem* b) {
-        return a->fqn == b->fqn && a->chunk.offsets == b->chunk.offsets;
-    };
-    std::unordered_set<const WriteItem*, decltype(hash), decltype(equal)> seen(plan.items.size(),
-                                                                               hash, equal);
+    const std::string operation = fmt::format("prepare local plan of rank {}", plan.rank);
     for (const WriteItem& item : plan.items) {
         const auto bad = [&](Errc code, std::string detail) {
-            return std::unexpected(
-                Error{.code = code,
-                      .operation = fmt::format("prepare local plan of rank {}", plan.rank),
-                      .tensor = item.fqn,
-                      .detail = std::move(detail)});
+            return std::unexpected(Error{.code = code,
+                                         .operation = operation,
+                                         .tensor = item.fqn,
+                                         .detail = std::move(detail)});
         };
         if (item.chunk.offsets.size() != item.size.size() ||
             item.chunk.sizes.size() != item.size.size())
@@ -176,11 +163,17 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
             if (item.chunk.offsets[d] > item.size[d] ||
                 item.chunk.sizes[d] > item.size[d] - item.chunk.offsets[d])
                 return bad(Errc::plan_out_of_bounds, fmt::format("in dimension {}", d));
-        const bool empty = std::ranges::find(item.chunk.sizes, 0u) != item.chunk.sizes.end();
-        if (!empty && !seen.insert(&item).second)
-            return bad(Errc::plan_duplicate_item, "this rank plans the same chunk twice");
     }
-    return plan;
+    std::vector<SavePlan> plans;
+    plans.push_back(std::move(plan));
+    const auto names = plan::number_names(plans, operation.c_str());
+    if (!names)
+        return std::unexpected(names.error());
+    if (auto differ = plan::check_duplicates(plans, *names); !differ) {
+        differ.error().operation = operation;
+        return std::unexpected(std::move(differ.error()));
+    }
+    return std::move(plans.front());
 }
 
 Result<std::vector<SavePlan>>

@@ -75,40 +75,6 @@ Result<void> check_boxes(const std::vector<SavePlan>& plans) {
     return {};
 }
 
-// No chunk is there twice, but for those without elements.
-Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemNames& names) {
-    std::size_t items = 0;
-    for (const SavePlan& plan : plans)
-        items += plan.items.size();
-    if (items == names.first_item.size())
-        return {};
-    const ItemsByName groups = group_by_name(names);
-    const auto item_at = [&](ItemReference reference) -> const WriteItem& {
-        return plans[reference.plan].items[reference.item];
-    };
-    std::vector<ItemReference> filled;
-    for (std::size_t n = 0; n + 1 < groups.begin.size(); ++n) {
-        if (groups.begin[n + 1] - groups.begin[n] < 2)
-            continue;
-        filled.clear();
-        for (std::size_t r = groups.begin[n]; r < groups.begin[n + 1]; ++r)
-            if (element_count(item_at(groups.references[r]).chunk.sizes) != 0)
-                filled.push_back(groups.references[r]);
-        const auto by_offsets = [&](ItemReference a, ItemReference b) {
-            return item_at(a).chunk.offsets < item_at(b).chunk.offsets;
-        };
-        std::stable_sort(filled.begin(), filled.end(), by_offsets);
-        for (std::size_t i = 1; i < filled.size(); ++i)
-            if (!by_offsets(filled[i - 1], filled[i]))
-                return item_error(Errc::plan_duplicate_item, item_at(filled[i]),
-                                  fmt::format("chunk {} is in the plans of ranks {} and {}",
-                                              in_words(item_at(filled[i]).chunk),
-                                              plans[filled[i - 1].plan].rank,
-                                              plans[filled[i].plan].rank));
-    }
-    return {};
-}
-
 // The output file index of every name.
 Result<std::vector<std::uint32_t>> map_names(const ItemNames& names, const LayoutOptions& options) {
     const FqnToIndexMapping& mapping = options.fqn_to_index_mapping;
@@ -246,6 +212,39 @@ Result<void> lay_out_files(Draft& draft, const LayoutOptions& options, Layout& l
 }
 
 } // namespace
+
+Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemNames& names) {
+    std::size_t items = 0;
+    for (const SavePlan& plan : plans)
+        items += plan.items.size();
+    if (items == names.first_item.size())
+        return {};
+    const ItemsByName groups = group_by_name(names);
+    const auto item_at = [&](ItemReference reference) -> const WriteItem& {
+        return plans[reference.plan].items[reference.item];
+    };
+    std::vector<ItemReference> filled;
+    for (std::size_t n = 0; n + 1 < groups.begin.size(); ++n) {
+        if (groups.begin[n + 1] - groups.begin[n] < 2)
+            continue;
+        filled.clear();
+        for (std::size_t r = groups.begin[n]; r < groups.begin[n + 1]; ++r)
+            if (element_count(item_at(groups.references[r]).chunk.sizes) != 0)
+                filled.push_back(groups.references[r]);
+        const auto by_offsets = [&](ItemReference a, ItemReference b) {
+            return item_at(a).chunk.offsets < item_at(b).chunk.offsets;
+        };
+        std::stable_sort(filled.begin(), filled.end(), by_offsets);
+        for (std::size_t i = 1; i < filled.size(); ++i)
+            if (!by_offsets(filled[i - 1], filled[i]))
+                return item_error(Errc::plan_duplicate_item, item_at(filled[i]),
+                                  fmt::format("chunk {} is in the plans of ranks {} and {}",
+                                              in_words(item_at(filled[i]).chunk),
+                                              plans[filled[i - 1].plan].rank,
+                                              plans[filled[i].plan].rank));
+    }
+    return {};
+}
 
 Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptions& options) {
     auto names = number_names(plans, "lay out checkpoint");

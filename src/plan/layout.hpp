@@ -61,6 +61,9 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptio
 Result<Layout> plan_layout(const std::vector<SavePlan>& plans, ItemNames names,
                            const LayoutOptions& options);
 
+/// Whether no chunk is there twice, but for those without elements. Errors: plan_duplicate_item.
+Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemNames& names);
+
 /// "model-00001-of-00002.safetensors"
 std::string full_file_name(std::uint32_t index, std::uint32_t largest);
 /// "shard-00001-model-00001-of-00002.safetensors"; `shard` is 1-based.

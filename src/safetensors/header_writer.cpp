@@ -46,6 +46,14 @@ void append_tensor(std::string& out, const TensorEntryView& tensor) {
     out += "]}";
 }
 
+// Of the header, without metadata and with shapes and offsets as they mostly are.
+std::size_t likely_bytes(const std::vector<TensorEntryView>& tensors) {
+    std::size_t bytes = 4096;
+    for (const TensorEntryView& tensor : tensors)
+        bytes += tensor.name.size() + 72 + 6 * tensor.shape.size();
+    return bytes;
+}
+
 Result<void> check_tensor(const TensorEntryView& tensor, const HeaderLimits& limits) {
     if (tensor.name == "__metadata__")
         return refuse(Errc::plan_bad_name, tensor.name,
@@ -114,6 +122,7 @@ Result<std::string> write_header(const std::vector<TensorEntryView>& tensors,
 
     // The length's place, then '{' and a comma after every member, the last of which becomes '}'.
     std::string out(length_bytes, '\0');
+    out.reserve(likely_bytes(tensors));
     out += '{';
     if (!metadata.empty())
         append_metadata(out, metadata);
