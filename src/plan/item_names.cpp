@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <bit>
-#include <numeric>
 #include <string_view>
 
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include "name_order.hpp"
 #include "plan/text.hpp"
 
 namespace safering::plan {
@@ -64,10 +64,7 @@ void sort(ItemNames& names) {
         fqns.push_back(item->fqn);
     if (std::ranges::is_sorted(fqns))
         return;
-    std::vector<std::uint32_t> order(fqns.size());
-    std::iota(order.begin(), order.end(), 0u);
-    // Merging is fast on what is nearly in order, as plans are: layers counted without leading zeros.
-    std::ranges::stable_sort(order, {}, [&](std::uint32_t number) { return fqns[number]; });
+    const std::vector<std::uint32_t> order = name_order(fqns);
     std::vector<std::uint32_t> number_of(order.size());
     std::vector<const WriteItem*> first_item(order.size());
     for (std::uint32_t number = 0; number < order.size(); ++number) {

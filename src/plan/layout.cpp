@@ -50,7 +50,7 @@ std::uint32_t largest_index(const LayoutOptions& options) {
     return largest;
 }
 
-// write_header checks names too, but after the metadata that names them in a sharded layout.
+// For a sharded layout, whose metadata names tensors before write_header checks them.
 Result<void> check_names(const ItemNames& names) {
     for (const WriteItem* item : names.first_item)
         if (const std::size_t at = find_invalid_utf8(item->fqn); at != std::string::npos)
@@ -84,9 +84,10 @@ Result<std::vector<std::uint32_t>> map_names(const ItemNames& names, const Layou
     auto mapped = mapping.begin(); // both sides rise
     for (std::size_t n = 0; n < index_of.size(); ++n) {
         const WriteItem& item = *names.first_item[n];
-        while (mapped != mapping.end() && mapped->first < item.fqn)
+        int order = -1;
+        while (mapped != mapping.end() && (order = mapped->first.compare(item.fqn)) < 0)
             ++mapped;
-        if (mapped == mapping.end() || mapped->first != item.fqn)
+        if (mapped == mapping.end() || order != 0)
             return item_error(Errc::plan_unmapped_tensor, item,
                               fmt::format("expected it among the {} names of the mapping; add it",
                                           mapping.size()));
@@ -255,7 +256,8 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptio
 
 Result<Layout> plan_layout(const std::vector<SavePlan>& plans, ItemNames names,
                            const LayoutOptions& options) {
-    if (auto good = check_names(names); !good)
+    const bool full = options.layout == FileLayout::full;
+    if (auto good = full ? Result<void>() : check_names(names); !good)
         return std::unexpected(std::move(good.error()));
     if (auto good = check_boxes(plans); !good)
         return std::unexpected(std::move(good.error()));
@@ -265,7 +267,6 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, ItemNames names,
     if (!index_of)
         return std::unexpected(index_of.error());
 
-    const bool full = options.layout == FileLayout::full;
     Draft draft =
         full ? draft_full(std::move(names), *index_of) : draft_sharded(plans, names, *index_of);
     Layout layout;
