@@ -276,7 +276,9 @@ def test_checkpoint_is_durable(tmp_path, classes, interposer):
 # Writing
 
 
-@fault("of several chunks of a tensor on one rank only the last is stored", raises=(AssertionError, CheckpointException))
+@fault(
+    "of several chunks of a tensor on one rank only the last is stored", raises=(AssertionError, CheckpointException)
+)
 @pytest.mark.parametrize("options", [SHARDED, CONSOLIDATED], ids=["sharded", "consolidated"])
 def test_every_local_shard_is_stored(tmp_path, classes, options):
     whole = numbers(7, 3)
