@@ -23,6 +23,10 @@ struct LayoutOptions {
     /// Added to every file's __metadata__; "format": "pt" is added where absent. The keys of DCP's
     /// (DCP_SHARDING_INFO, DCP_VERSION) are the layout's own in a sharded layout.
     std::vector<std::pair<std::string, std::string>> metadata{};
+    /// Where the plans are not those of all ranks: the rank of the first, and how many ranks there are.
+    /// Further shards are then numbered apart from those of any other rank.
+    std::uint32_t first_rank = 0;
+    std::uint32_t ranks = 0;
     /// The data section starts at a multiple of this.
     std::uint64_t header_alignment = 4096;
 };

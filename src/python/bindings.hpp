@@ -27,6 +27,7 @@ void bind_reactor(py::module_& module);
 void bind_writer(py::module_& module);
 void bind_reader(py::module_& module);
 void bind_files(py::module_& module);
+void bind_staging(py::module_& module);
 
 /// A tuple (or any sequence) of ints, as torch.Size is one.
 Shape to_shape(py::handle numbers);

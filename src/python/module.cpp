@@ -46,4 +46,5 @@ PYBIND11_MODULE(_native, module) {
     bind_writer(module);
     bind_reader(module);
     bind_files(module);
+    bind_staging(module);
 }

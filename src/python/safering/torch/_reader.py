@@ -122,18 +122,28 @@ class HuggingFaceStorageReader(_TorchReader):
             self._open()
         items = plan.items
         targets = [planner.resolve_tensor(item).detach() for item in items]
-        infos = [self.storage_data[item.storage_index] for item in items]
         for item, target in zip(items, targets):
             if target.size() != torch.Size(item.lengths):
                 raise ValueError(
                     f"{item.storage_index.fqn!r}: the plan reads {tuple(item.lengths)}, "
                     f"the tensor to fill is {tuple(target.size())}"
                 )
+        report: dict[str, Any] = {}
+        self._fill(items, targets, report)
+        for item, target in zip(items, targets):
+            planner.commit_tensor(item, target)
+        self.report = report
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def _fill(self, items: list[ReadItem], targets: list[torch.Tensor], report: dict[str, Any]) -> None:
+        """What an item reads -> its target, of the same shape. Sums of bytes go into `report`."""
+        infos = [self.storage_data[item.storage_index] for item in items]
         direct, copied = [], []
         for position, (target, info) in enumerate(zip(targets, infos)):
             fits = target.dtype == info.dtype and is_plain(target) and not _overlaps(target)
             (direct if fits else copied).append(position)
-        report: dict[str, Any] = {}
         if direct or not copied:
             self._read([items[i] for i in direct], [targets[i] for i in direct], report)
         for window in _windows(copied, items, infos):
@@ -142,12 +152,6 @@ class HuggingFaceStorageReader(_TorchReader):
             for i, buffer in zip(window, buffers):
                 targets[i].copy_(buffer, non_blocking=True)
             synchronize({targets[i].device for i in window})
-        for item, target in zip(items, targets):
-            planner.commit_tensor(item, target)
-        self.report = report
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
 
     def _open(self) -> tuple[list[str], list[tuple]]:
         self._native = _native.Reader(

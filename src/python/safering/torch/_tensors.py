@@ -36,7 +36,7 @@ def to_plain(tensor: torch.Tensor) -> torch.Tensor:
 
 def empty_plain(shape, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Host memory for a tensor of `device`; pinned where that helps. torch keeps pinned blocks for the next one."""
-    return torch.empty(shape, dtype=dtype, pin_memory=device.type == "cuda")
+    return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=device.type == "cuda")
 
 
 def synchronize(devices: set[torch.device]) -> None:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageWriter as _TorchWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
@@ -24,6 +23,8 @@ from torch.futures import Future
 
 from .. import _native, _runtime
 from ._dtypes import CODES, F4, stored_shape
+from ._plans import PackedItems, WriteResults, no_collection
+from ._staging import stage
 from ._tensors import WINDOW_BYTES, columns, is_plain, nbytes, synchronize, to_plain
 
 logger = logging.getLogger(__name__)
@@ -59,17 +60,6 @@ def _receive(*fields: Any) -> _Storage:
     while len(_received) > _MOST_RECEIVED:
         _received.popitem(last=False)
     return storage
-
-
-class _WriteResults(list):
-    """A rank's `WriteResult`s, with what the commit needs of them."""
-
-    def __init__(self, results: list[WriteResult], packed: bytes) -> None:
-        super().__init__(results)
-        self.packed = packed
-
-    def __reduce__(self) -> tuple:
-        return _WriteResults, (list(self), self.packed)
 
 
 def _item_columns(items: list[WriteItem]) -> tuple:
@@ -182,10 +172,14 @@ class HuggingFaceStorageWriter(_TorchWriter):
             self.consolidated_output_path = str(self.path)
             self.path = self.fs.concat_path(self.path, "sharded")
 
+    def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """What `async_save` does before it returns: a copy on the CPU, in memory kept from save to save."""
+        return stage(state_dict)
+
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
         _check_items(plan.items)
-        return plan
+        return dataclasses.replace(plan, items=PackedItems(plan.items))
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Coordinator: lays out the files, creates and preallocates them beside the target, writes the headers."""
@@ -196,13 +190,13 @@ class HuggingFaceStorageWriter(_TorchWriter):
         target = self._target
         os.makedirs(os.path.dirname(target), exist_ok=True)
         self._native = None  # its unfinished attempt goes first
-        self._native = self._make_native()
+        self._native = self._make_native(_alone() if self._sharded and len(plans) == 1 else None)
         storages = self._native.prepare_global_plan(native_plans)
         self._prepared = [
             _Storage(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
         ]
         return [
-            dataclasses.replace(plan, storage_data={_STORAGE_KEY: storage})
+            dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={_STORAGE_KEY: storage})
             for plan, storage in zip(plans, self._prepared)
         ]
 
@@ -218,13 +212,8 @@ class HuggingFaceStorageWriter(_TorchWriter):
         if self._native is None:
             self._native = self._make_native()
         packed = self._write_windows(native_plan, items, planner)
-        _, sizes, files = _native.describe_results(packed)
-        results = [
-            WriteResult(index=item.index, size_in_bytes=size, storage_data=_StorageInfo(file, 0, size))
-            for item, size, file in zip(items, sizes, files)
-        ]
         future: Future[list[WriteResult]] = Future()
-        future.set_result(_WriteResults(results, packed))
+        future.set_result(WriteResults(packed))
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -245,13 +234,18 @@ class HuggingFaceStorageWriter(_TorchWriter):
         for note in self.report["notes"]:
             logger.info("%s: %s", self._target, note)
 
-    def _make_native(self) -> _native.Writer:
+    @property
+    def _sharded(self) -> bool:
+        return self.save_distributed and not self.enable_consolidation
+
+    def _make_native(self, alone: tuple[int, int] | None = None) -> _native.Writer:
         return _native.Writer(
             self._target,
             _runtime.reactor(self.backend, self.buffer_memory),
             self.fqn_to_index_mapping or {},
-            self.save_distributed and not self.enable_consolidation,
+            self._sharded,
             self.digests,
+            alone,
         )
 
     def _find_storage(self, plan: SavePlan) -> _Storage | None:
@@ -311,6 +305,14 @@ class HuggingFaceStorageWriter(_TorchWriter):
                 running.clear()
             raise
         return parts[0] if len(parts) == 1 else _native.concatenate_results(parts)
+
+
+def _alone() -> tuple[int, int] | None:
+    """(rank, ranks) where there are several and the caller planned without the others (`no_dist`,
+    `use_collectives=False`): their files go to the same directory and must not collide."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return dist.get_rank(), dist.get_world_size()
+    return None
 
 
 def _restore_cached(plans: list[SavePlan]) -> list[SavePlan]:
