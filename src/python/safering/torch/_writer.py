@@ -245,7 +245,14 @@ class HuggingFaceStorageWriter(_TorchWriter):
         found = [given, _received.pop((self._target, rank), None)]
         found += [storage for storage in self._prepared if storage.rank == rank]
         found = [storage for storage in found if storage is not None and storage.target == self._target]
-        return max(found, key=lambda storage: storage.attempt, default=None)
+        if given is not None and not found:
+            # Of this save or, with a cached plan, of an earlier one.
+            planned = max((one for one in (given, *_received.values()) if one.rank == rank), key=_attempt).target
+            raise ValueError(
+                f"write_data: rank {rank} writes to {self._target}, but the coordinator planned a save to {planned}: "
+                "all ranks must give the same path, and a relative one only in the same working directory"
+            )
+        return max(found, key=_attempt, default=None)
 
     def _write_windows(self, native_plan: _native.SavePlan, items: list[WriteItem], planner: SavePlanner) -> bytes:
         """Plain tensors all at once, from where they lie; the others in windows of copies, one being made
@@ -295,6 +302,10 @@ def _resolve_window(
         if copied >= WINDOW_BYTES:
             break
     return tensors, devices
+
+
+def _attempt(storage: _Storage) -> str:
+    return storage.attempt
 
 
 def _alone() -> tuple[int, int] | None:
