@@ -28,10 +28,19 @@ enum class Verification : std::uint8_t {
     all,
 };
 
+/// What DCP_SHARDING_INFO in the __metadata__ of a file does.
+enum class ShardingInfo : std::uint8_t {
+    apply, ///< it places the file's tensors in global ones, which all files together must cover
+    /// Nothing: each stored tensor is a whole one, as readers that do not know DCP take it. Of a
+    /// single shard this is the only way to load; shards together repeat each other's names.
+    ignore,
+};
+
 struct ReaderOptions {
     Verification verification = Verification::covered;
     /// Refuse symbolic links under the checkpoint's file names (a Hub cache has them).
     bool strict = false;
+    ShardingInfo sharding_info = ShardingInfo::apply;
     /// Called on the reactor's thread as bytes arrive: (done, total). Must not block.
     std::function<void(std::uint64_t, std::uint64_t)> progress{};
 };

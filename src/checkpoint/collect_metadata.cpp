@@ -58,8 +58,8 @@ Result<std::optional<SavedOffsets>> sharding_info(const StoredFile& file) {
 class Collecting {
   public:
     Collecting(const std::vector<StoredFile>& files, const FileList& list,
-               std::vector<Error>* findings)
-        : files_(files), list_(list), findings_(findings) {}
+               std::vector<Error>* findings, ShardingInfo sharding_info)
+        : files_(files), list_(list), findings_(findings), sharding_info_(sharding_info) {}
 
     Result<Metadata> run() {
         for (std::uint32_t f = 0; f < files_.size(); ++f) {
@@ -82,7 +82,9 @@ class Collecting {
   private:
     Result<void> add_file(std::uint32_t f) {
         const StoredFile& file = files_[f];
-        const auto info = sharding_info(file);
+        const auto info = sharding_info_ == ShardingInfo::apply
+                              ? sharding_info(file)
+                              : Result<std::optional<SavedOffsets>>(std::nullopt);
         if (!info)
             return std::unexpected(info.error());
         for (std::size_t t = 0; t < file.header.tensors.size(); ++t) {
@@ -198,14 +200,15 @@ class Collecting {
     const std::vector<StoredFile>& files_;
     const FileList& list_;
     std::vector<Error>* findings_;
+    ShardingInfo sharding_info_;
     Metadata out_;
 };
 
 } // namespace
 
 Result<Metadata> collect_metadata(const std::vector<StoredFile>& files, const FileList& list,
-                                  std::vector<Error>* findings) {
-    return Collecting(files, list, findings).run();
+                                  std::vector<Error>* findings, ShardingInfo sharding_info) {
+    return Collecting(files, list, findings, sharding_info).run();
 }
 
 } // namespace safering::checkpoint

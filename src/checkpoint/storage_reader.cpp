@@ -79,7 +79,8 @@ Result<Metadata> HuggingFaceStorageReader::read_metadata() {
     auto reactor = impl_->reactor.get();
     if (!reactor)
         return std::unexpected(std::move(reactor.error()));
-    auto opened = open_checkpoint(**reactor, impl_->path, impl_->options.strict);
+    auto opened = open_checkpoint(**reactor, impl_->path, impl_->options.strict, nullptr,
+                                  impl_->options.sharding_info);
     if (!opened)
         return std::unexpected(std::move(opened.error()));
     for (const StoredFile& file : opened->files)
