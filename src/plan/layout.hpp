@@ -20,9 +20,12 @@ struct LayoutOptions {
     FileLayout layout = FileLayout::full;
     /// Empty: one file, index 1.
     FqnToIndexMapping fqn_to_index_mapping{};
-    /// Added to every file's __metadata__; "format": "pt" is added where absent. The keys of DCP's
-    /// (DCP_SHARDING_INFO, DCP_VERSION) are the layout's own in a sharded layout.
+    /// Added to every file's __metadata__. The keys of DCP's (DCP_SHARDING_INFO, DCP_VERSION) are the
+    /// layout's own in a sharded layout.
     std::vector<std::pair<std::string, std::string>> metadata{};
+    /// Value of the key "format", which Hugging Face readers look for, where `metadata` lacks it; empty:
+    /// it stays absent.
+    std::string format = "pt";
     /// The data section starts at a multiple of this.
     std::uint64_t header_alignment = 4096;
 };
