@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stop_token>
 #include <string>
 #include <utility>
 #include <vector>
@@ -68,17 +69,24 @@ SAFERING_API Result<VerifyReport> verify_checkpoint(const std::string& path, Rea
                                                     const VerifyOptions& options = {});
 
 struct ConvertOptions {
-    /// At most one of the two. files: so many output files of about equal size. max_file_bytes: as many as
-    /// needed, each at most this large unless a single tensor is larger. Both 0: one file.
+    /// At most one of the three; none: one file. files: so many output files of about equal size.
+    /// max_file_bytes: as many as needed, each at most this large unless a single tensor is larger.
+    /// fqn_to_index_mapping: each tensor into the file that a writer with this mapping would choose. A
+    /// tensor that it lacks is an error, plan_unmapped_tensor; a name that the source lacks is left out.
     std::uint32_t files = 0;
     std::uint64_t max_file_bytes = 0;
+    FqnToIndexMapping fqn_to_index_mapping{};
     /// Memory for tensor data under way, at most (two windows of half of it each).
     std::uint64_t memory_bytes = std::uint64_t{256} << 20;
     std::function<void(std::uint64_t, std::uint64_t)> progress{};
+    /// Looked at between two windows; a stop ends with operation_canceled and changes nothing.
+    std::stop_token stop{};
 };
 
 /// Any checkpoint -> final files at `destination`, verified while read, with everything a save promises.
-/// The source is not changed; destination must not be the source.
+/// The source is not changed, unless the destination is its own directory: then the commit replaces it,
+/// like any older checkpoint, and checkpoint_conflict says that it was saved to meanwhile. A single file as
+/// source cannot be converted into the directory that it stands in.
 SAFERING_API Result<SaveReport> convert_checkpoint(const std::string& source,
                                                    const std::string& destination, Reactor& reactor,
                                                    const ConvertOptions& options = {});

@@ -103,6 +103,8 @@ class SAFERING_API HuggingFaceStorageReader {
     /// __metadata__ of the files, by file name; after read_metadata.
     const std::map<std::string, std::vector<std::pair<std::string, std::string>>>&
     file_metadata() const;
+    /// The save that wrote the checkpoint, after read_metadata; empty where there is no manifest.
+    const std::string& attempt() const;
 
     struct Impl;
 

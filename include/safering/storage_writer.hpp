@@ -30,11 +30,23 @@ namespace safering {
 /// fqn -> 1-based index of its output file.
 using FqnToIndexMapping = std::map<std::string, std::uint32_t, std::less<>>;
 
+/// Which of how many ranks.
+struct RankOf {
+    std::uint32_t rank = 0;
+    std::uint32_t ranks = 1;
+};
+
 struct WriterOptions {
     /// Empty: everything goes to model-00001-of-00001.safetensors.
     FqnToIndexMapping fqn_to_index_mapping{};
     /// full: final files. sharded: one file a rank and index, with DCP_SHARDING_INFO.
     FileLayout layout = FileLayout::full;
+    /// Set on ranks that plan and save alone, without a coordinator that sees all plans (DCP's
+    /// use_collectives=False); needs the sharded layout. prepare_global_plan takes this rank's plan only and
+    /// checks nothing of the others', and finish adds this rank's files to the target, each by a durable
+    /// rename: nothing is atomic across ranks, there is no manifest, and stale shards of an earlier save stay.
+    /// A target with a manifest is refused (checkpoint_conflict).
+    std::optional<RankOf> alone{};
     /// Further __metadata__ of every file.
     std::vector<std::pair<std::string, std::string>> metadata{};
     /// Take XXH3-64 digests and list them in the manifest.

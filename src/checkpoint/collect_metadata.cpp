@@ -1,6 +1,8 @@
 #include "checkpoint/stored_checkpoint.hpp"
 
 #include <algorithm>
+#include <numeric>
+#include <tuple>
 
 #include <fmt/format.h>
 
@@ -170,11 +172,38 @@ class Collecting {
                              fmt::format("{} does not list it so", manifest_name));
             tensor.size = listed->second.size;
         }
-        if (auto tiled = check_tiling(fqn, tensor.size, tensor.chunks); !tiled)
+        auto tiled = check_tiling(fqn, tensor.size, tensor.chunks);
+        // Ranks that saved alone each have what is replicated; the manifest's files never do.
+        if (!tiled && tiled.error().code == Errc::plan_overlap && !list_.manifest) {
+            drop_replicas(tensor);
+            tiled = check_tiling(fqn, tensor.size, tensor.chunks);
+        }
+        if (!tiled)
             return fault(tiled.error().code == Errc::plan_hole ? Errc::checkpoint_incomplete
                                                                : Errc::checkpoint_conflict,
                          tiled.error().detail);
         return {};
+    }
+
+    // Of equal chunks the one in the first file stays.
+    static void drop_replicas(TensorStorageMetadata& tensor) {
+        const auto place = [&](std::size_t i) {
+            return std::tie(tensor.chunks[i].offsets, tensor.chunks[i].sizes);
+        };
+        std::vector<std::size_t> order(tensor.chunks.size());
+        std::iota(order.begin(), order.end(), 0u);
+        std::ranges::stable_sort(order,
+                                 [&](std::size_t a, std::size_t b) { return place(a) < place(b); });
+        const auto same = std::ranges::unique(
+            order, [&](std::size_t a, std::size_t b) { return place(a) == place(b); });
+        order.erase(same.begin(), same.end());
+        std::ranges::sort(order);
+        TensorStorageMetadata kept{tensor.dtype, tensor.size, {}, {}};
+        for (const std::size_t i : order) {
+            kept.chunks.push_back(std::move(tensor.chunks[i]));
+            kept.storage.push_back(tensor.storage[i]);
+        }
+        tensor = std::move(kept);
     }
 
     Result<void> check_lists() const {

@@ -1,13 +1,18 @@
 // Rewrites a checkpoint into final files with bounded memory: the tensors are cut into windows, and each
-// window is a rank of an ordinary save. While one window is written, the next is read.
-#include <safering/checkpoint.hpp>
+// window is a rank of an ordinary save. While one window is written, the next is read. A source that is
+// replaced in its own directory is read through descriptors that were opened before the first byte was
+// written, and stays as it was until the commit: by then the data is durable in the new files, and the
+// switch drops the old ones.
+#include "checkpoint/convert.hpp"
 
 #include <algorithm>
 #include <array>
+#include <future>
 
 #include <fmt/format.h>
 
-#include "checkpoint/attempt.hpp"
+#include "checkpoint/manifest.hpp"
+#include "checkpoint/perform.hpp"
 #include "io/huge_memory.hpp"
 #include "plan/box.hpp"
 #include "safetensors/header.hpp"
@@ -19,6 +24,8 @@ using namespace checkpoint;
 namespace {
 
 constexpr std::uint64_t tensor_alignment = 64;
+// A window of one of several ranks, at least: below, asking costs more than the bytes.
+constexpr std::uint64_t least_shared_window = std::uint64_t{1} << 20;
 
 // A box of a tensor that fits a window.
 struct Slice {
@@ -82,9 +89,24 @@ std::vector<std::uint32_t> limited_parts(const std::vector<std::uint64_t>& sizes
 
 // Runs of tensors in name order, so that layers stay together.
 Result<FqnToIndexMapping> choose_files(const Metadata& metadata, const ConvertOptions& options) {
-    if (options.files != 0 && options.max_file_bytes != 0)
-        return fail(Errc::plan_shape_mismatch, "convert", "give files or max_file_bytes, not both");
-    FqnToIndexMapping mapping;
+    const int given = (options.files != 0 ? 1 : 0) + (options.max_file_bytes != 0 ? 1 : 0) +
+                      (options.fqn_to_index_mapping.empty() ? 0 : 1);
+    if (given > 1)
+        return fail(Errc::plan_shape_mismatch, "convert",
+                    "give one of files, max_file_bytes and fqn_to_index_mapping");
+    FqnToIndexMapping mapping = options.fqn_to_index_mapping;
+    if (!mapping.empty()) {
+        for (const auto& [fqn, tensor] : metadata.tensors)
+            if (!mapping.contains(fqn))
+                return std::unexpected(Error{
+                    .code = Errc::plan_unmapped_tensor,
+                    .operation = "convert",
+                    .tensor = fqn,
+                    .detail = fmt::format("the checkpoint holds it, expected it among the {} "
+                                          "names of the mapping; add it",
+                                          mapping.size())});
+        return mapping;
+    }
     if (options.files == 0 && options.max_file_bytes == 0)
         return mapping;
     std::vector<std::uint64_t> sizes;
@@ -169,24 +191,63 @@ Result<std::vector<Window>> make_windows(const Metadata& metadata, const FqnToIn
     return windows;
 }
 
+// The bytes of an item, packed.
+Result<std::uint64_t> item_bytes(const WriteItem& item) {
+    auto box = plan::FileBox::make(item.dtype, item.size, item.chunk.offsets, item.chunk.sizes);
+    if (!box)
+        return std::unexpected(std::move(box.error()));
+    return box->bytes();
+}
+
+// The memory that a window takes.
+Result<std::uint64_t> window_bytes(const SavePlan& window) {
+    std::uint64_t total = 0;
+    for (const WriteItem& item : window.items) {
+        const auto bytes = item_bytes(item);
+        if (!bytes)
+            return std::unexpected(bytes.error());
+        total += round_up(*bytes, tensor_alignment);
+    }
+    return total;
+}
+
 // Both planners of one window over the same memory.
-std::pair<std::vector<LocalTensor>, std::vector<LocalDestination>>
-place_window(const Window& window, const std::shared_ptr<std::byte>& memory) {
+Result<std::pair<std::vector<LocalTensor>, std::vector<LocalDestination>>>
+place_window(const SavePlan& window, const std::shared_ptr<std::byte>& memory) {
     std::pair<std::vector<LocalTensor>, std::vector<LocalDestination>> out;
     std::uint64_t at = 0;
-    for (const Slice& slice : window.slices) {
+    for (const WriteItem& item : window.items) {
+        const auto bytes = item_bytes(item);
+        if (!bytes)
+            return std::unexpected(bytes.error());
         std::byte* data = memory.get() + at;
-        at += round_up(slice.bytes, tensor_alignment);
+        at += round_up(*bytes, tensor_alignment);
         const MutableTensorView view{.data = data,
-                                     .dtype = slice.dtype,
-                                     .shape = slice.box.sizes,
+                                     .dtype = item.dtype,
+                                     .shape = item.chunk.sizes,
                                      .strides = {},
                                      .owner = memory};
         const TensorView source{view.data, view.dtype, view.shape, view.strides, view.owner};
-        out.first.push_back({slice.fqn, source, slice.size, slice.box.offsets});
-        out.second.push_back({slice.fqn, view, slice.size, slice.box.offsets});
+        out.first.push_back({item.fqn, source, item.size, item.chunk.offsets});
+        out.second.push_back({item.fqn, view, item.size, item.chunk.offsets});
     }
     return out;
+}
+
+// How large a window may be: two fit the memory, and every rank gets some.
+Result<std::uint64_t> window_limit(const Metadata& metadata, const ConvertOptions& options,
+                                   std::uint32_t ranks) {
+    const std::uint64_t limit = std::max<std::uint64_t>(options.memory_bytes / 2, 4096);
+    if (ranks < 2)
+        return limit;
+    std::uint64_t total = 0;
+    for (const auto& [fqn, tensor] : metadata.tensors) {
+        auto bytes = byte_size(tensor.dtype, tensor.size);
+        if (!bytes)
+            return std::unexpected(std::move(bytes.error()));
+        total += *bytes;
+    }
+    return std::min(limit, std::max(least_shared_window, total / ranks));
 }
 
 // __metadata__ that all files agree on, without what describes the shards.
@@ -224,40 +285,82 @@ std::vector<SavePlan> plan_windows(const std::vector<Window>& windows) {
 
 } // namespace
 
-Result<SaveReport> convert_checkpoint(const std::string& source, const std::string& destination,
-                                      Reactor& reactor, const ConvertOptions& options) {
-    const TargetPath from = make_target_path(source);
-    const TargetPath to = make_target_path(destination);
-    if (from.path == to.path || from.parent == to.path)
-        return fail(
-            Errc::checkpoint_conflict, "convert",
-            "the destination is the source, or the directory that it stands in, where the commit "
-            "would replace it; choose another destination");
-    // Borrowed: the caller's reactor outlives both.
-    const std::shared_ptr<Reactor> shared(std::shared_ptr<void>(), &reactor);
-    HuggingFaceStorageReader reader(source, {.verification = Verification::all}, shared);
-    auto metadata = reader.read_metadata();
+namespace checkpoint {
+
+Conversion::Conversion(std::string source, std::string destination, Reactor& reactor,
+                       ConvertOptions options)
+    : source_(std::move(source)), destination_(std::move(destination)),
+      from_(make_target_path(source_)), to_(make_target_path(destination_)),
+      options_(std::move(options)), reactor_(std::shared_ptr<void>(), &reactor),
+      reader_(source_, {.verification = Verification::all}, reactor_) {}
+
+Result<void> Conversion::open() {
+    // A directory is replaced whole, by what has been read of all of it. A file is one of the files there.
+    if (in_place() || from_.parent == to_.path) {
+        const auto status = perform(*reactor_, {.op = Opcode::stat, .path = from_.path});
+        if (status && status->status.kind != FileKind::directory)
+            return std::unexpected(Error{
+                .code = Errc::checkpoint_conflict,
+                .operation = "convert",
+                .file = from_.path,
+                .detail = "the destination is the directory that this file stands in, where the "
+                          "commit would replace all of the checkpoint by this one file; choose "
+                          "another destination"});
+    }
+    auto metadata = reader_.read_metadata();
     if (!metadata)
         return std::unexpected(std::move(metadata.error()));
-    auto mapping = choose_files(*metadata, options);
+    metadata_ = std::move(*metadata);
+    return {};
+}
+
+HuggingFaceStorageWriter Conversion::make_writer(FqnToIndexMapping mapping) {
+    return HuggingFaceStorageWriter(destination_,
+                                    {.fqn_to_index_mapping = std::move(mapping),
+                                     .metadata = common_metadata(reader_)},
+                                    reactor_);
+}
+
+Result<std::vector<std::vector<SavePlan>>> Conversion::prepare(std::uint32_t ranks) {
+    auto mapping = choose_files(metadata_, options_);
     if (!mapping)
         return std::unexpected(std::move(mapping.error()));
-    auto windows =
-        make_windows(*metadata, *mapping, std::max<std::uint64_t>(options.memory_bytes / 2, 4096));
+    auto limit = window_limit(metadata_, options_, ranks);
+    if (!limit)
+        return std::unexpected(std::move(limit.error()));
+    auto windows = make_windows(metadata_, *mapping, *limit);
     if (!windows)
         return std::unexpected(std::move(windows.error()));
-    HuggingFaceStorageWriter writer(
-        destination, {.fqn_to_index_mapping = *mapping, .metadata = common_metadata(reader)},
-        shared);
-    auto plans = writer.prepare_global_plan(plan_windows(*windows));
+    writer_ = make_writer(std::move(*mapping));
+    auto plans = writer_->prepare_global_plan(plan_windows(*windows));
     if (!plans)
         return std::unexpected(std::move(plans.error()));
+    std::vector<std::uint64_t> sizes;
+    for (const Window& window : *windows)
+        sizes.push_back(window.bytes);
+    // Runs of windows, so that few ranks share a file.
+    const std::vector<std::uint32_t> rank_of = equal_parts(sizes, ranks);
+    std::vector<std::vector<SavePlan>> parts(ranks);
+    for (std::size_t w = 0; w < plans->size(); ++w)
+        parts[rank_of[w] - 1].push_back(std::move((*plans)[w]));
+    return parts;
+}
 
+Result<std::vector<WriteResults>> Conversion::write(std::span<const SavePlan> part) {
+    if (!writer_)
+        writer_ = make_writer({});
+    if (part.empty())
+        return std::vector<WriteResults>();
     std::uint64_t largest = 0;
     std::uint64_t total = 0;
-    for (const Window& window : *windows) {
-        largest = std::max(largest, window.bytes);
-        total += window.bytes;
+    std::vector<std::uint64_t> sizes;
+    for (const SavePlan& window : part) {
+        const auto bytes = window_bytes(window);
+        if (!bytes)
+            return std::unexpected(bytes.error());
+        sizes.push_back(*bytes);
+        largest = std::max(largest, *bytes);
+        total += *bytes;
     }
     std::array<std::shared_ptr<std::byte>, 2> memory;
     for (auto& half : memory) {
@@ -278,29 +381,88 @@ Result<SaveReport> convert_checkpoint(const std::string& source, const std::stri
         }
         return {};
     };
+    const auto read_window = [&](std::vector<LocalDestination> destinations) -> Result<void> {
+        DefaultLoadPlanner planner(std::move(destinations));
+        auto plan = planner.create_local_plan(metadata_);
+        if (!plan)
+            return std::unexpected(std::move(plan.error()));
+        auto read = reader_.read_data(*plan, planner);
+        if (!read)
+            return std::unexpected(std::move(read.error()));
+        return {};
+    };
     std::uint64_t done = 0;
-    for (std::size_t w = 0; w < windows->size(); ++w) {
-        auto [sources, destinations] = place_window((*windows)[w], memory[w % 2]);
-        DefaultLoadPlanner load_planner(std::move(destinations));
-        auto load_plan = load_planner.create_local_plan(*metadata);
-        if (!load_plan)
-            return std::unexpected(std::move(load_plan.error()));
-        auto read = reader.read_data(*load_plan, load_planner);
+    for (std::size_t w = 0; w < part.size(); ++w) {
+        Result<void> read;
+        auto placed = place_window(part[w], memory[w % 2]);
+        if (!placed)
+            read = std::unexpected(std::move(placed.error()));
+        else if (options_.stop.stop_requested())
+            read = fail(std::make_error_code(std::errc::operation_canceled), "convert");
+        else
+            read = read_window(std::move(placed->second));
         // The window before the last read this memory; it must be out before the next is read into it.
         auto collected = collect();
         if (!read)
             return std::unexpected(std::move(read.error()));
         if (!collected)
             return std::unexpected(std::move(collected.error()));
-        DefaultSavePlanner save_planner(std::move(sources));
-        writing = writer.write_data((*plans)[w], save_planner);
-        done += (*windows)[w].bytes;
-        if (options.progress)
-            options.progress(done, total);
+        DefaultSavePlanner planner(std::move(placed->first));
+        writing = writer_->write_data(part[w], planner);
+        done += sizes[w];
+        if (options_.progress)
+            options_.progress(done, total);
     }
     if (auto collected = collect(); !collected)
         return std::unexpected(std::move(collected.error()));
-    return writer.finish(*metadata, std::move(results));
+    return results;
+}
+
+// Otherwise the commit would replace a newer save by this older one.
+Result<void> Conversion::check_source_unchanged() {
+    const std::string path = join(from_.path, std::string(manifest_name));
+    std::string found;
+    auto text = read_small_file(*reactor_, path, OpenMode::read, record_limit_bytes);
+    if (!text && text.error().code != std::errc::no_such_file_or_directory)
+        return std::unexpected(std::move(text.error()));
+    if (text) {
+        auto manifest = parse_manifest(*text, path);
+        if (!manifest)
+            return std::unexpected(std::move(manifest.error()));
+        found = std::move(manifest->attempt);
+    }
+    if (found == attempt())
+        return {};
+    return std::unexpected(
+        Error{.code = Errc::checkpoint_conflict,
+              .operation = "convert",
+              .file = from_.path,
+              .detail = "it was saved to meanwhile, and is left as it is now; convert it again"});
+}
+
+Result<SaveReport> Conversion::finish(std::vector<WriteResults> results) {
+    if (!writer_)
+        return fail(Errc::plan_not_prepared, "finish", "prepare was not called, or failed");
+    if (in_place())
+        if (auto unchanged = check_source_unchanged(); !unchanged)
+            return std::unexpected(std::move(unchanged.error()));
+    return writer_->finish(metadata_, std::move(results));
+}
+
+} // namespace checkpoint
+
+Result<SaveReport> convert_checkpoint(const std::string& source, const std::string& destination,
+                                      Reactor& reactor, const ConvertOptions& options) {
+    Conversion conversion(source, destination, reactor, options);
+    if (auto opened = conversion.open(); !opened)
+        return std::unexpected(std::move(opened.error()));
+    auto parts = conversion.prepare(1);
+    if (!parts)
+        return std::unexpected(std::move(parts.error()));
+    auto results = conversion.write(parts->front());
+    if (!results)
+        return std::unexpected(std::move(results.error()));
+    return conversion.finish(std::move(*results));
 }
 
 } // namespace safering

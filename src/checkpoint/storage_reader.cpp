@@ -166,5 +166,9 @@ const std::map<std::string, std::vector<std::pair<std::string, std::string>>>&
 HuggingFaceStorageReader::file_metadata() const {
     return impl_->file_metadata;
 }
+const std::string& HuggingFaceStorageReader::attempt() const {
+    static const std::string none;
+    return impl_->checkpoint ? impl_->checkpoint->attempt : none;
+}
 
 } // namespace safering

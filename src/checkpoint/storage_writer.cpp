@@ -9,6 +9,7 @@
 
 #include "checkpoint/attempt_directory.hpp"
 #include "checkpoint/commit_checkpoint.hpp"
+#include "checkpoint/commit_part.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/manifest_builder.hpp"
@@ -117,6 +118,16 @@ struct HuggingFaceStorageWriter::Impl {
         target = make_target_path(path);
     }
 
+    // What attempts are named after: ranks that save alone must not clean away each other's.
+    TargetPath attempt_base() const {
+        TargetPath base = target;
+        if (options.alone)
+            base.name += fmt::format(".rank-{:05}", options.alone->rank);
+        return base;
+    }
+
+    Result<SaveReport> finish_alone();
+
     Result<void> abort() {
         jobs.wait_idle();
         if (!attempt)
@@ -218,20 +229,27 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
     const WriterOptions& options = impl_->options;
     if (plans.empty())
         return fail(Errc::plan_not_prepared, "prepare global plan", "there is no rank's plan");
+    if (options.alone && (plans.size() != 1 || options.layout != FileLayout::sharded))
+        return fail(Errc::plan_not_prepared, "prepare global plan",
+                    "a rank that saves alone has one plan, and the sharded layout");
     for (std::size_t rank = 0; rank < plans.size(); ++rank)
         plans[rank].rank = static_cast<std::uint32_t>(rank);
-    if (auto covered = check_coverage(plans); !covered)
+    if (auto covered = options.alone ? check_part_target(reactor, impl_->target)
+                                     : check_coverage(plans);
+        !covered)
         return std::unexpected(std::move(covered.error()));
     auto layout = plan::plan_layout(plans, {.layout = options.layout,
                                             .fqn_to_index_mapping = options.fqn_to_index_mapping,
-                                            .metadata = options.metadata});
+                                            .metadata = options.metadata,
+                                            .first_rank = options.alone ? options.alone->rank : 0,
+                                            .ranks = options.alone ? options.alone->ranks : 0});
     if (!layout)
         return std::unexpected(std::move(layout.error()));
     if (auto checked = impl_->check_parent(reactor); !checked)
         return std::unexpected(std::move(checked.error()));
     Attempt attempt{
         .id = make_attempt_id(), .directory = {}, .layout = std::move(*layout), .plans = {}};
-    attempt.directory = impl_->target.attempt_directory(attempt.id);
+    attempt.directory = impl_->attempt_base().attempt_directory(attempt.id);
     // Never more than the default buffer: a reader must hold a whole piece to check its digest.
     const std::uint64_t chunk_bytes =
         std::min(std::bit_floor(std::uint64_t{reactor.info().buffer_bytes}),
@@ -266,6 +284,28 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
     });
 }
 
+// The attempt's directory is left empty, and removed with what an earlier attempt of this rank left.
+Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone() {
+    Reactor& running = *reactor.value();
+    std::vector<std::string> files;
+    for (const plan::LayoutFile& file : attempt->layout.files)
+        files.push_back(file.file.name);
+    if (auto done = commit_part(running, target, attempt->directory, files); !done)
+        return std::unexpected(std::move(done.error()));
+    SaveReport report{.path = target.path,
+                      .attempt = attempt->id,
+                      .files = files.size(),
+                      .tensor_bytes = attempt->layout.total_size,
+                      .reactor = running.info(),
+                      .file_system = file_system,
+                      .notes = file_system_notes(file_system)};
+    if (auto removed = abort(); !removed)
+        report.notes.push_back(removed.error().message());
+    std::ranges::move(remove_older_attempts(running, attempt_base(), report.attempt),
+                      std::back_inserter(report.notes));
+    return report;
+}
+
 Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
                                                     std::vector<WriteResults> results) {
     if (!impl_->attempt)
@@ -281,6 +321,10 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
     auto manifest = build_manifest(attempt.plans, attempt.layout, results);
     if (!manifest)
         return give_up(std::move(manifest.error()));
+    if (impl_->options.alone) {
+        auto report = impl_->finish_alone();
+        return report ? report : give_up(std::move(report.error()));
+    }
     CommitInput input{.target = impl_->target,
                       .attempt = attempt.id,
                       .data_files = {},

@@ -132,7 +132,7 @@ Draft draft_full(ItemNames names, const std::vector<std::uint32_t>& index_of) {
 }
 
 Draft draft_sharded(const std::vector<SavePlan>& plans, const ItemNames& names,
-                    const std::vector<std::uint32_t>& index_of) {
+                    const std::vector<std::uint32_t>& index_of, const LayoutOptions& options) {
     std::uint32_t next_shard = 1;
     for (const SavePlan& plan : plans)
         next_shard = std::max(next_shard, plan.rank + 2); // shards count from 1
@@ -151,13 +151,13 @@ Draft draft_sharded(const std::vector<SavePlan>& plans, const ItemNames& names,
     for (std::size_t k = 0; k < order.size(); ++k) {
         const SavePlan& plan = plans[order[k]];
         if (k == 0 || plans[order[k - 1]].rank != plan.rank)
-            shards.assign(1, plan.rank + 1);
+            shards.assign(1, options.first_rank + plan.rank + 1);
         auto& stored_of_item = draft.stored_of_item[order[k]];
         for (std::size_t i = 0; i < plan.items.size(); ++i) {
             const std::uint32_t number = names.number_of_item[order[k]][i];
             const std::uint32_t chunk = chunks_so_far[number]++;
             if (chunk == shards.size())
-                shards.push_back(next_shard++);
+                shards.push_back(options.ranks == 0 ? next_shard++ : shards.back() + options.ranks);
             stored_of_item.push_back(static_cast<std::uint32_t>(draft.stored.size()));
             draft.stored.push_back({&plan.items[i]});
             draft.keys.push_back({shards[chunk], index_of[number]});
@@ -257,7 +257,7 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptio
 
     const bool full = options.layout == FileLayout::full;
     Draft draft =
-        full ? draft_full(std::move(*names), *index_of) : draft_sharded(plans, *names, *index_of);
+        full ? draft_full(std::move(*names), *index_of) : draft_sharded(plans, *names, *index_of, options);
     Layout layout;
     if (auto laid = lay_out_files(draft, options, layout); !laid)
         return std::unexpected(std::move(laid.error()));

@@ -26,6 +26,10 @@ struct LayoutOptions {
     /// Value of the key "format", which Hugging Face readers look for, where `metadata` lacks it; empty:
     /// it stays absent.
     std::string format = "pt";
+    /// Where the plans are not those of all ranks: the rank of the first, and how many ranks there are.
+    /// Further shards are then numbered apart from those of any other rank.
+    std::uint32_t first_rank = 0;
+    std::uint32_t ranks = 0;
     /// The data section starts at a multiple of this.
     std::uint64_t header_alignment = 4096;
 };

@@ -57,11 +57,13 @@ class ViewPlanner final : public SavePlanner {
 class Writer {
   public:
     Writer(std::string path, std::shared_ptr<Reactor> reactor, FqnToIndexMapping mapping,
-           bool sharded, bool digests)
+           bool sharded, bool digests,
+           std::optional<std::pair<std::uint32_t, std::uint32_t>> alone)
         : count_(std::make_shared<ProgressCount>()),
           writer_(std::move(path),
                   {.fqn_to_index_mapping = std::move(mapping),
                    .layout = sharded ? FileLayout::sharded : FileLayout::full,
+                   .alone = alone ? std::optional(RankOf{alone->first, alone->second}) : std::nullopt,
                    .metadata = {},
                    .digests = digests,
                    .progress =
@@ -156,19 +158,37 @@ class Writer {
     std::future<WriteResults> running_;
 };
 
-// What one result after the other says, for DCP's WriteResult: sizes in bytes and the file of each.
-py::tuple describe(const py::bytes& packed) {
+// Which positions of each plan are left when replicas are dropped; checks what create_global_plan checks.
+std::vector<std::vector<std::size_t>> plan_globally(const std::vector<const SavePlan*>& plans) {
+    std::vector<SavePlan> values;
+    for (const SavePlan* plan : plans)
+        values.push_back(*plan);
+    const GlobalSavePlan global = value_or_throw(create_global_plan(std::move(values)));
+    std::vector<std::vector<std::size_t>> kept(plans.size());
+    for (std::size_t p = 0; p < plans.size(); ++p) {
+        // What is left is in the order that it had.
+        const std::vector<WriteItem>& all = plans[p]->items;
+        std::size_t at = 0;
+        for (const WriteItem& item : global.plans[p].items) {
+            while (all[at] != item)
+                ++at;
+            kept[p].push_back(at++);
+        }
+    }
+    return kept;
+}
+
+// (fqn, offset, size in bytes, file name) of each result.
+py::list describe(const py::bytes& packed) {
     const WriteResults results = value_or_throw(write_results_from_bytes(to_span(packed)));
-    py::list sizes;
-    py::list files;
     std::vector<py::str> names;
     for (const std::string& file : results.files)
         names.emplace_back(file);
-    for (const WriteResult& item : results.items) {
-        sizes.append(item.size_in_bytes);
-        files.append(names[item.storage.file]);
-    }
-    return py::make_tuple(results.attempt, sizes, files);
+    py::list out;
+    for (const WriteResult& item : results.items)
+        out.append(py::make_tuple(item.index.fqn, to_tuple(item.index.offset), item.size_in_bytes,
+                                  names[item.storage.file]));
+    return out;
 }
 
 // The results of windows of one plan, one after the other.
@@ -202,9 +222,10 @@ void bind_writer(py::module_& module) {
              py::arg("dtypes"), py::arg("shapes"), py::arg("strides"))
         .def_readonly("dtypes", &TensorColumns::dtypes);
     py::class_<Writer>(module, "Writer")
-        .def(py::init<std::string, std::shared_ptr<Reactor>, FqnToIndexMapping, bool, bool>(),
+        .def(py::init<std::string, std::shared_ptr<Reactor>, FqnToIndexMapping, bool, bool,
+                      std::optional<std::pair<std::uint32_t, std::uint32_t>>>(),
              py::arg("path"), py::arg("reactor"), py::arg("mapping"), py::arg("sharded"),
-             py::arg("digests"))
+             py::arg("digests"), py::arg("alone"))
         .def("prepare_global_plan", &Writer::prepare_global_plan, py::arg("plans"))
         .def("start", &Writer::start, py::arg("plan"), py::arg("begin"), py::arg("end"),
              py::arg("tensors"))
@@ -212,6 +233,8 @@ void bind_writer(py::module_& module) {
         .def("finish", &Writer::finish, py::arg("results"))
         .def("cancel", &Writer::cancel)
         .def("abort", &Writer::abort);
+    module.def("plan_globally", &plan_globally, py::arg("plans"),
+               py::call_guard<py::gil_scoped_release>());
     module.def("describe_results", &describe, py::arg("results"));
     module.def("concatenate_results", &concatenate, py::arg("results"));
 }

@@ -3,6 +3,7 @@
 
 #include <safering/save_load.hpp>
 
+#include "checkpoint/convert.hpp"
 #include "disk_fixture.hpp"
 
 namespace safering::test {
@@ -64,22 +65,146 @@ TEST_F(Convert, CarriesTheMetadataThatAllFilesShare) {
         EXPECT_FALSE(key.starts_with("DCP_")) << key;
 }
 
-TEST_F(Convert, RefusesItselfADamagedSourceAndBadOptions) {
+TEST_F(Convert, FollowsAMapping) {
+    const Model model = small_model(1);
+    ASSERT_TRUE(save_model(model, {3, 0}, {.layout = FileLayout::sharded}));
+    FqnToIndexMapping mapping{
+        {"a.weight", 1}, {"b.bias", 3}, {"c.scale", 1}, {"d.block", 3}, {"tied.weight", 4}};
+    auto report = convert({.fqn_to_index_mapping = mapping});
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_EQ(out_differs(model), "");
+    EXPECT_EQ(disk->list("/ckpt/out"),
+              (std::vector<std::string>{
+                  "model-00001-of-00004.safetensors", "model-00003-of-00004.safetensors",
+                  "model.safetensors.index.json", "safering.manifest.json"}));
+    EXPECT_FALSE(convert({.files = 1, .fqn_to_index_mapping = mapping}));
+    mapping.erase("c.scale");
+    report = convert({.fqn_to_index_mapping = mapping});
+    ASSERT_FALSE(report);
+    EXPECT_EQ(report.error().code, Errc::plan_unmapped_tensor);
+    EXPECT_EQ(report.error().tensor, "c.scale");
+    EXPECT_EQ(out_differs(model), "");
+}
+
+TEST_F(Convert, ReplacesTheSourceInPlaceOrLeavesIt) {
+    const Model model = small_model(5);
+    for (const bool with_manifest : {true, false}) {
+        disk = std::make_shared<SimulatedDisk>();
+        disk->make_directory("/ckpt");
+        reactor = make_reactor(disk);
+        ASSERT_TRUE(save_model(model, {3, 0}, {.layout = FileLayout::sharded}));
+        if (!with_manifest) { // as torch's writer leaves it
+            const std::string manifest = path + "/safering.manifest.json";
+            ASSERT_FALSE(reactor->wait({.op = Opcode::unlink, .path = manifest}).error);
+            ASSERT_FALSE(reactor->wait({.op = Opcode::sync_directory, .path = path}).error);
+        }
+        const std::size_t first = disk->log_size();
+        auto report = convert_checkpoint(path, path + "/", *reactor, {.memory_bytes = 50'000});
+        ASSERT_TRUE(report) << report.error().message();
+        EXPECT_TRUE(report->replaced);
+        EXPECT_EQ(differs(model), "");
+        EXPECT_EQ(disk->list(path), (std::vector<std::string>{"model-00001-of-00001.safetensors",
+                                                              "model.safetensors.index.json",
+                                                              "safering.manifest.json"}));
+        EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+        for (std::size_t records = first; records <= disk->log_size(); ++records)
+            for (std::uint64_t seed = 0; seed < 3; ++seed) {
+                auto after = disk->crash_after(records, {CrashPolicy::Kind::random_torn, seed});
+                ASSERT_EQ(differences(model, {1, 0}, path, make_reactor(after)), "")
+                    << records << " seed " << seed;
+            }
+    }
+}
+
+TEST_F(Convert, KeepsTheFilesOfOthersInPlaceAndGoesOnWhereItWasOnceConverted) {
+    const Model model = small_model(2);
+    ASSERT_TRUE(save_model(model, {2, 0}, {.layout = FileLayout::sharded}));
+    disk->write_text(path + "/config.json", "{}");
+    disk->make_directory(path + "/sharded");
+    for (int i = 0; i < 2; ++i) {
+        ASSERT_TRUE(convert_checkpoint(path, path, *reactor));
+        EXPECT_EQ(differs(model), "");
+    }
+    EXPECT_EQ(disk->list(path).size(), 5u);
+}
+
+TEST_F(Convert, WritesBesideTheShardsInTheirOwnDirectory) {
+    const Model model = small_model(2);
+    disk->make_directory(path);
+    ASSERT_TRUE(save(model, {2, 0}, path + "/sharded", {.layout = FileLayout::sharded}, {reactor}));
+    ASSERT_TRUE(convert_checkpoint(path + "/sharded", path, *reactor));
+    EXPECT_EQ(differs(model), "");
+    EXPECT_EQ(differences(model, {1, 0}, path + "/sharded", reactor), "");
+}
+
+TEST_F(Convert, LeavesASaveThatCameMeanwhileInPlace) {
+    const Model newer = small_model(70);
     ASSERT_TRUE(save_model(small_model(1)));
-    EXPECT_EQ(convert_checkpoint(path, path + "/", *reactor).error().code,
-              Errc::checkpoint_conflict);
-    EXPECT_EQ(
-        convert_checkpoint(path + "/model-00001-of-00001.safetensors", path, *reactor).error().code,
-        Errc::checkpoint_conflict);
-    EXPECT_FALSE(convert({.files = 2, .max_file_bytes = 7}));
+    ConvertOptions options;
+    options.progress = [&](std::uint64_t, std::uint64_t) { ASSERT_TRUE(save_model(newer)); };
+    auto converted = convert_checkpoint(path, path, *reactor, options);
+    ASSERT_FALSE(converted);
+    EXPECT_EQ(converted.error().code, Errc::checkpoint_conflict);
+    EXPECT_EQ(differs(newer), "");
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
+TEST_F(Convert, StopsAndChangesNothing) {
+    const Model model = small_model(1);
+    ASSERT_TRUE(save_model(model));
+    std::stop_source stop;
+    ConvertOptions options{.memory_bytes = 20'000};
+    options.stop = stop.get_token();
+    options.progress = [&](std::uint64_t, std::uint64_t) { stop.request_stop(); };
+    auto converted = convert_checkpoint(path, path, *reactor, options);
+    ASSERT_FALSE(converted);
+    EXPECT_EQ(converted.error().code, std::errc::operation_canceled);
+    EXPECT_EQ(differs(model), "");
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
+TEST_F(Convert, IsSharedByRanks) {
+    const Model model = make_model(9, 5);
+    ASSERT_TRUE(save_model(model, {4, 1}, {.layout = FileLayout::sharded}));
+    for (const std::string& destination : {std::string("/ckpt/out"), path}) {
+        std::vector<std::unique_ptr<checkpoint::Conversion>> ranks;
+        for (int rank = 0; rank < 3; ++rank) {
+            ranks.push_back(std::make_unique<checkpoint::Conversion>(path, destination, *reactor,
+                                                                     ConvertOptions{.files = 2}));
+            ASSERT_TRUE(ranks.back()->open());
+            EXPECT_EQ(ranks.back()->attempt(), ranks.front()->attempt());
+        }
+        auto parts = ranks[0]->prepare(3);
+        ASSERT_TRUE(parts) << parts.error().message();
+        std::vector<WriteResults> all;
+        for (std::size_t rank : {1u, 2u, 0u}) {
+            EXPECT_FALSE((*parts)[rank].empty());
+            auto results = ranks[rank]->write((*parts)[rank]);
+            ASSERT_TRUE(results) << results.error().message();
+            std::ranges::move(*results, std::back_inserter(all));
+        }
+        auto report = ranks[0]->finish(std::move(all));
+        ASSERT_TRUE(report) << report.error().message();
+        EXPECT_EQ(differences(model, {2, 1}, destination, reactor), "");
+    }
+}
+
+TEST_F(Convert, RefusesAFileOfTheDestinationADamagedSourceAndBadOptions) {
+    ASSERT_TRUE(save_model(small_model(1)));
     const std::string file = path + "/model-00001-of-00001.safetensors";
+    for (const std::string& destination : {path, file})
+        EXPECT_EQ(convert_checkpoint(file, destination, *reactor).error().code,
+                  Errc::checkpoint_conflict);
+    EXPECT_FALSE(convert({.files = 2, .max_file_bytes = 7}));
     std::string text = disk->read_text(file);
     text[text.size() - 9] ^= 1;
     disk->write_text(file, text);
-    auto converted = convert();
-    ASSERT_FALSE(converted);
-    EXPECT_EQ(converted.error().code, Errc::checkpoint_digest_mismatch);
-    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+    for (const std::string& destination : {std::string("/ckpt/out"), path}) {
+        auto converted = convert_checkpoint(path, destination, *reactor);
+        ASSERT_FALSE(converted);
+        EXPECT_EQ(converted.error().code, Errc::checkpoint_digest_mismatch);
+        EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+    }
 }
 
 class OneCall : public OnDisk {

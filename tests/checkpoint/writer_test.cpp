@@ -323,5 +323,76 @@ TEST_F(Writer, SavesStridedMemory) {
     EXPECT_EQ(differs(expected), "");
 }
 
+// Ranks that nobody coordinates.
+class SavingAlone : public OnDisk {
+  protected:
+    Result<SaveReport> save_alone(std::uint32_t number, std::uint32_t ranks) {
+        HuggingFaceStorageWriter writer(
+            path, {.layout = FileLayout::sharded, .alone = RankOf{number, ranks}}, reactor);
+        const Rank rank = cut(model, {ranks, 0}, number);
+        DefaultSavePlanner planner(rank.tensors, number);
+        auto plans = writer.prepare_global_plan({planner.create_local_plan()});
+        if (!plans)
+            return std::unexpected(plans.error());
+        auto results = writer.write_data(plans->front(), planner).get();
+        return writer.finish({}, {std::move(results)});
+    }
+
+    Model model = small_model(9);
+};
+
+TEST_F(SavingAlone, EachRankAddsItsOwnFiles) {
+    for (int again = 0; again < 2; ++again)
+        for (std::uint32_t rank = 0; rank < 3; ++rank) {
+            const auto report = save_alone(rank, 3);
+            ASSERT_TRUE(report) << report.error().message();
+            EXPECT_TRUE(report->notes.empty());
+        }
+    EXPECT_EQ(disk->list(path),
+              (std::vector<std::string>{"shard-00001-model-00001-of-00001.safetensors",
+                                        "shard-00002-model-00001-of-00001.safetensors",
+                                        "shard-00003-model-00001-of-00001.safetensors"}));
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+    EXPECT_EQ(differs(model), "");
+}
+
+TEST_F(SavingAlone, WhatIsReportedSurvivesAPowerCut) {
+    for (std::uint32_t rank = 0; rank < 2; ++rank)
+        ASSERT_TRUE(save_alone(rank, 2));
+    disk = disk->crash();
+    reactor = make_reactor(disk);
+    EXPECT_EQ(differs(model), "");
+}
+
+TEST_F(SavingAlone, DoesNotTouchAWholeCheckpoint) {
+    ASSERT_TRUE(save_model(model));
+    const auto report = save_alone(0, 2);
+    ASSERT_FALSE(report);
+    EXPECT_EQ(report.error().code, Errc::checkpoint_conflict);
+    EXPECT_EQ(differs(model), "");
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
+TEST_F(SavingAlone, NeedsOneShardedPlan) {
+    HuggingFaceStorageWriter full(path, {.alone = RankOf{0, 2}}, reactor);
+    EXPECT_EQ(full.prepare_global_plan({SavePlan{}}).error().code, Errc::plan_not_prepared);
+}
+
+TEST_F(Writer, ACancelledWriteEndsAndLeavesTheOldCheckpoint) {
+    ASSERT_TRUE(save_model(model));
+    const Model older = std::exchange(model, small_model(4));
+    prepare(2);
+    auto running = writer.write_data(plans[0], *planner[0]);
+    writer.cancel();
+    try {
+        (void)running.get(); // it may have ended before
+    } catch (const Exception& exception) {
+        EXPECT_EQ(exception.code(), std::errc::operation_canceled);
+    }
+    ASSERT_TRUE(writer.abort());
+    EXPECT_EQ(differs(older), "");
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
 } // namespace
 } // namespace safering::test

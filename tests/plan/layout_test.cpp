@@ -96,6 +96,21 @@ TEST(Layout, ShardedHasOneFileARankAndIndexAndFurtherOnesForFurtherChunks) {
     EXPECT_EQ(metadata_value(*header, "format"), "pt");
 }
 
+TEST(Layout, RanksThatPlanAloneNumberTheirFilesApart) {
+    std::set<std::string> names;
+    for (std::uint32_t rank = 0; rank < 3; ++rank) {
+        const std::vector<SavePlan> own{
+            {0, {shard("a", {rank * 2}, {1}, {6}), shard("a", {rank * 2 + 1}, {1}, {6})}, {}}};
+        const auto layout = plan_layout(
+            own, {.layout = FileLayout::sharded, .first_rank = rank, .ranks = 3});
+        ASSERT_TRUE(layout.has_value());
+        for (const std::string& name : names_of(*layout))
+            EXPECT_TRUE(names.insert(name).second) << name;
+    }
+    EXPECT_EQ(names.size(), 6u);
+    EXPECT_TRUE(names.contains(shard_file_name(3, 1, 1)));
+}
+
 TEST(Layout, NothingIsNoFile) {
     const auto layout = plan_layout({{0, {}, {}}}, {});
     ASSERT_TRUE(layout.has_value());

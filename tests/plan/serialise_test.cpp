@@ -110,6 +110,9 @@ RC_GTEST_PROP(Serialise, EveryValueComesBack, (std::uint64_t seed)) {
     Random random(seed);
     const SavePlan save = any_save_plan(random);
     RC_ASSERT(save_plan_from_bytes(to_bytes(save)).value() == save);
+    if (save.storage)
+        RC_ASSERT(storage_plan_from_bytes(to_bytes(*save.storage), save.items.size()).value() ==
+                  *save.storage);
     const WriteResults results = any_results(random);
     RC_ASSERT(write_results_from_bytes(to_bytes(results)).value() == results);
     const LoadPlan load = any_load_plan(random);

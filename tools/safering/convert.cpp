@@ -71,7 +71,9 @@ void add_convert(CLI::App& app, CommonOptions& common, Action& action) {
         add_command(app, common, "convert", "Rewrite a checkpoint into another number of files",
                     "Also joins the shard-... files of a distributed save into whole tensors. The "
                     "source is only\n"
-                    "read; the destination appears whole and durable, or not at all.\n"
+                    "read; the destination appears whole and durable, or not at all. Where it is "
+                    "the source itself,\n"
+                    "it is replaced the same way.\n"
                     "Example: safering convert sharded/ final/ --max-file-size 5GB");
     auto arguments = std::make_shared<Arguments>();
     command->add_option("SRC", arguments->source, "A directory or one .safetensors file")

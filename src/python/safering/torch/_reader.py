@@ -23,6 +23,7 @@ from torch.futures import Future
 
 from .. import _native, _runtime
 from ._dtypes import DTYPES, F4, stored_shape, torch_shape
+from ._plans import no_collection
 from ._tensors import WINDOW_BYTES, columns, empty_plain, is_plain, nbytes, synchronize
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,10 @@ class HuggingFaceStorageReader(_TorchReader):
     def read_metadata(self) -> Metadata:
         """Opens the files, checks every header, finishes the switch of a save that was cut off after its commit."""
         files, tensors = self._open()
-        paths = [os.fspath(file) for file in files]
+        return self._make_metadata([os.fspath(file) for file in files], tensors)
+
+    @no_collection()
+    def _make_metadata(self, paths: list[str], tensors: list[tuple]) -> Metadata:
         state_dict_metadata: dict[str, TensorStorageMetadata] = {}
         storage_data: dict[MetadataIndex, _HFStorageInfo] = {}
         for fqn, code, size, chunks in tensors:
@@ -121,19 +125,30 @@ class HuggingFaceStorageReader(_TorchReader):
         if self._native is None:
             self._open()
         items = plan.items
-        targets = [planner.resolve_tensor(item).detach() for item in items]
-        infos = [self.storage_data[item.storage_index] for item in items]
+        with no_collection():
+            targets = [planner.resolve_tensor(item).detach() for item in items]
         for item, target in zip(items, targets):
             if target.size() != torch.Size(item.lengths):
                 raise ValueError(
                     f"{item.storage_index.fqn!r}: the plan reads {tuple(item.lengths)}, "
                     f"the tensor to fill is {tuple(target.size())}"
                 )
+        report: dict[str, Any] = {}
+        self._fill(items, targets, report)
+        for item, target in zip(items, targets):
+            planner.commit_tensor(item, target)
+        self.report = report
+        future: Future[None] = Future()
+        future.set_result(None)
+        return future
+
+    def _fill(self, items: list[ReadItem], targets: list[torch.Tensor], report: dict[str, Any]) -> None:
+        """What an item reads -> its target, of the same shape. Sums of bytes go into `report`."""
+        infos = [self.storage_data[item.storage_index] for item in items]
         direct, copied = [], []
         for position, (target, info) in enumerate(zip(targets, infos)):
             fits = target.dtype == info.dtype and is_plain(target) and not _overlaps(target)
             (direct if fits else copied).append(position)
-        report: dict[str, Any] = {}
         if direct or not copied:
             self._read([items[i] for i in direct], [targets[i] for i in direct], report)
         for window in _windows(copied, items, infos):
@@ -142,12 +157,6 @@ class HuggingFaceStorageReader(_TorchReader):
             for i, buffer in zip(window, buffers):
                 targets[i].copy_(buffer, non_blocking=True)
             synchronize({targets[i].device for i in window})
-        for item, target in zip(items, targets):
-            planner.commit_tensor(item, target)
-        self.report = report
-        future: Future[None] = Future()
-        future.set_result(None)
-        return future
 
     def _open(self) -> tuple[list[str], list[tuple]]:
         self._native = _native.Reader(

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageWriter as _TorchWriter
-from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner, WriteItem, WriteItemType
 from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import _native, _runtime
-from ._dtypes import CODES, F4, stored_shape
+from ._dtypes import CODES
+from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
 from ._tensors import WINDOW_BYTES, columns, is_plain, nbytes, synchronize, to_plain
 
@@ -60,26 +60,6 @@ def _receive(*fields: Any) -> _Storage:
     while len(_received) > _MOST_RECEIVED:
         _received.popitem(last=False)
     return storage
-
-
-class _WriteResults(list):
-    """A rank's `WriteResult`s, with what the commit needs of them."""
-
-    def __init__(self, results: list[WriteResult], packed: bytes) -> None:
-        super().__init__(results)
-        self.packed = packed
-
-    def __reduce__(self) -> tuple:
-        return _WriteResults, (list(self), self.packed)
-
-
-def _item_columns(items: list[WriteItem]) -> tuple:
-    data = [item.tensor_data for item in items]
-    codes = [CODES[one.properties.dtype] for one in data]
-    shapes = ([one.chunk.offsets for one in data], [one.chunk.sizes for one in data], [one.size for one in data])
-    if F4 in codes:
-        shapes = tuple([stored_shape(shape, code) for shape, code in zip(column, codes)] for column in shapes)
-    return [item.index.fqn for item in items], codes, *shapes
 
 
 def _check_items(items: list[WriteItem]) -> None:
@@ -190,24 +170,24 @@ class HuggingFaceStorageWriter(_TorchWriter):
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
         _check_items(plan.items)
-        return plan
+        return dataclasses.replace(plan, items=PackedItems(plan.items))
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Coordinator: lays out the files, creates and preallocates them beside the target, writes the headers."""
         full = _restore_cached(plans)
         native_plans = [
-            _native.SavePlan(rank, *_item_columns(plan.items)) for rank, plan in enumerate(full)
+            _native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(full)
         ]
         target = self._target
         os.makedirs(os.path.dirname(target), exist_ok=True)
         self._native = None  # its unfinished attempt goes first
-        self._native = self._make_native()
+        self._native = self._make_native(_alone() if self._sharded and len(plans) == 1 else None)
         storages = self._native.prepare_global_plan(native_plans)
         self._prepared = [
             _Storage(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
         ]
         return [
-            dataclasses.replace(plan, storage_data={_STORAGE_KEY: storage})
+            dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={_STORAGE_KEY: storage})
             for plan, storage in zip(plans, self._prepared)
         ]
 
@@ -218,18 +198,13 @@ class HuggingFaceStorageWriter(_TorchWriter):
             plan = self.prepare_global_plan([plan])[0]
             storage = self._prepared[0]
         items = plan.items
-        native_plan = _native.SavePlan(storage.rank, *_item_columns(items))
+        native_plan = _native.SavePlan(storage.rank, *item_columns(items))
         native_plan.set_storage(storage.packed)
         if self._native is None:
             self._native = self._make_native()
         packed = self._write_windows(native_plan, items, planner)
-        _, sizes, files = _native.describe_results(packed)
-        results = [
-            WriteResult(index=item.index, size_in_bytes=size, storage_data=_StorageInfo(file, 0, size))
-            for item, size, file in zip(items, sizes, files)
-        ]
         future: Future[list[WriteResult]] = Future()
-        future.set_result(_WriteResults(results, packed))
+        future.set_result(WriteResults(packed))
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
@@ -250,13 +225,18 @@ class HuggingFaceStorageWriter(_TorchWriter):
         for note in self.report["notes"]:
             logger.info("%s: %s", self._target, note)
 
-    def _make_native(self) -> _native.Writer:
+    @property
+    def _sharded(self) -> bool:
+        return self.save_distributed and not self.enable_consolidation
+
+    def _make_native(self, alone: tuple[int, int] | None = None) -> _native.Writer:
         return _native.Writer(
             self._target,
             _runtime.reactor(self.backend, self.buffer_memory),
             self.fqn_to_index_mapping or {},
-            self.save_distributed and not self.enable_consolidation,
+            self._sharded,
             self.digests,
+            alone,
         )
 
     def _find_storage(self, plan: SavePlan) -> _Storage | None:
@@ -271,51 +251,58 @@ class HuggingFaceStorageWriter(_TorchWriter):
         """Plain tensors all at once, from where they lie; the others in windows of copies, one being made
         while the one before it is written."""
         parts: list[bytes] = []
-        running: list[torch.Tensor] = []  # borrowed by native code until wait() has returned
-
-        def wait() -> None:
-            if running:
-                parts.append(self._native.wait(self.progress))
-                running.clear()
-
         begin = 0
-        tensors: list[torch.Tensor] = []
-        devices: set[torch.device] = set()
-        copied = 0
-
-        def flush(end: int) -> None:
-            nonlocal begin, copied
-            synchronize(devices)
-            wait()
-            running.extend(tensors)
-            running.append(None)  # not empty, even where there is nothing to write
-            self._native.start(native_plan, begin, end, columns(tensors))
-            begin, copied = end, 0
-            tensors.clear()
-            devices.clear()
-
+        running: list[torch.Tensor] | None = None  # borrowed by native code until wait() has returned
         try:
-            for position, item in enumerate(items):
-                tensor = planner.resolve_data(item)
-                if not isinstance(tensor, torch.Tensor):
-                    raise TypeError(f"{item.index.fqn!r}: expected a tensor of the planner, found {type(tensor).__name__}")
-                tensor = tensor.detach()
-                if not is_plain(tensor):
-                    if copied and copied + nbytes(tensor) > WINDOW_BYTES:
-                        flush(position)
-                    copied += nbytes(tensor)
-                    devices.add(tensor.device)
-                    tensor = to_plain(tensor)
-                tensors.append(tensor)
-            flush(len(items))
-            wait()
+            while True:
+                tensors, devices = _resolve_window(items, begin, planner)
+                synchronize(devices)
+                if running is not None:
+                    parts.append(self._native.wait(self.progress))
+                self._native.start(native_plan, begin, begin + len(tensors), columns(tensors))
+                running = tensors
+                begin += len(tensors)
+                if begin == len(items):
+                    break
+            parts.append(self._native.wait(self.progress))
         except BaseException:
-            # What runs still reads the tensors.
-            if running:
-                self._native.cancel()
-                running.clear()
+            self._native.cancel()  # waits: what runs still reads the tensors
             raise
         return parts[0] if len(parts) == 1 else _native.concatenate_results(parts)
+
+
+@no_collection()
+def _resolve_window(
+    items: list[WriteItem], begin: int, planner: SavePlanner
+) -> tuple[list[torch.Tensor], set[torch.device]]:
+    """The items from `begin` on, as plain tensors, until the copies among them have filled a window; and the devices
+    that copies come from."""
+    tensors: list[torch.Tensor] = []
+    devices: set[torch.device] = set()
+    copied = 0
+    for position in range(begin, len(items)):
+        tensor = planner.resolve_data(items[position])
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{items[position].index.fqn!r}: expected a tensor of the planner, found {type(tensor).__name__}"
+            )
+        tensor = tensor.detach()
+        if not is_plain(tensor):
+            copied += nbytes(tensor)
+            devices.add(tensor.device)
+            tensor = to_plain(tensor)
+        tensors.append(tensor)
+        if copied >= WINDOW_BYTES:
+            break
+    return tensors, devices
+
+
+def _alone() -> tuple[int, int] | None:
+    """(rank, ranks) where there are several and the caller planned without the others (`no_dist`,
+    `use_collectives=False`): their files go to the same directory and must not collide."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        return dist.get_rank(), dist.get_world_size()
+    return None
 
 
 def _restore_cached(plans: list[SavePlan]) -> list[SavePlan]:
