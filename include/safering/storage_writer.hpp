@@ -20,8 +20,8 @@
 
 #include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
-#include <boost/asio/post.hpp>
 
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
@@ -154,8 +154,10 @@ class SAFERING_API HuggingFaceStorageWriter {
                      std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
                  executor,
                  work = std::move(work)](std::exception_ptr error, WriteResults results) mutable {
-                    boost::asio::post(executor, [handler = std::move(handler), error,
-                                                 results = std::move(results)]() mutable {
+                    // Not post(), as this is outside of the job already: a future's would go through
+                    // threads of Boost.Asio's, which a forked child of this process does not have.
+                    boost::asio::dispatch(executor, [handler = std::move(handler), error,
+                                                     results = std::move(results)]() mutable {
                         std::move(handler)(error, std::move(results));
                     });
                 });

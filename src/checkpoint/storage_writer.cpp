@@ -8,6 +8,7 @@
 #include "checkpoint/attempt_directory.hpp"
 #include "checkpoint/commit_checkpoint.hpp"
 #include "checkpoint/commit_part.hpp"
+#include "checkpoint/deliver.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/manifest_builder.hpp"
@@ -259,16 +260,12 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
                        {.digests = impl_->options.digests,
                         .progress = impl_->options.progress,
                         .stop = impl_->stop.get_token()});
-    if (!job) {
-        handler(std::make_exception_ptr(Exception(std::move(job.error()))), {});
-        return;
-    }
-    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs),
+    if (!job)
+        return deliver(executor(), Result<WriteResults>(std::unexpected(std::move(job.error()))),
+                       std::move(handler));
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), executor = executor(),
                    handler = std::move(handler)](Result<WriteResults> result) mutable {
-        if (result)
-            handler(nullptr, std::move(*result));
-        else
-            handler(std::make_exception_ptr(Exception(std::move(result.error()))), {});
+        deliver(executor, std::move(result), std::move(handler));
     });
 }
 
