@@ -7,6 +7,7 @@ of the layout in `SavePlan.storage_data`, digests in the list of `WriteResult`s.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 from collections import OrderedDict
@@ -209,12 +210,14 @@ class HuggingFaceStorageWriter(_TorchWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Coordinator: the metadata commit. The checkpoint exists, whole and durable, when this returns."""
+        packed = [getattr(result, "packed", None) for result in results]
         if self._native is None or not self._prepared:
+            if not any(packed) and not self.save_distributed:
+                return self._write_index(results)
             raise RuntimeError(
                 f"finish: no save to {self._target} is under way in this writer; "
                 "prepare_global_plan was not called, or failed"
             )
-        packed = [getattr(result, "packed", None) for result in results]
         if None in packed:
             raise ValueError(
                 f"finish: the results of rank {packed.index(None)} are not those that write_data gave; "
@@ -224,6 +227,26 @@ class HuggingFaceStorageWriter(_TorchWriter):
         self.report = native.finish(packed)
         for note in self.report["notes"]:
             logger.info("%s: %s", self._target, note)
+
+    def _write_index(self, results: list[list[WriteResult]]) -> None:
+        """What torch's class makes of results that are not this writer's: the index of files that somebody wrote."""
+        written = [result for rank in results for result in rank]
+        index = {
+            "metadata": {"total_size": sum(result.storage_data.length for result in written)},
+            "weight_map": {result.index.fqn: result.storage_data.relative_path for result in written},
+        }
+        path = os.path.join(self._target, self.metadata_path)
+        temporary = f"{path}.{self.save_id}.tmp"
+        with open(temporary, "x", encoding="utf-8") as file:
+            json.dump(index, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     @property
     def _sharded(self) -> bool:
