@@ -212,7 +212,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         """Coordinator: the metadata commit. The checkpoint exists, whole and durable, when this returns."""
         packed = [getattr(result, "packed", None) for result in results]
         if self._native is None or not self._prepared:
-            if not any(packed) and not self.save_distributed:
+            if results and not any(packed) and not self.save_distributed and os.path.isdir(self._target):
                 return self._write_index(results)
             raise RuntimeError(
                 f"finish: no save to {self._target} is under way in this writer; "
