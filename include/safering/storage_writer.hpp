@@ -19,8 +19,8 @@
 
 #include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
-#include <boost/asio/post.hpp>
 
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
@@ -153,8 +153,11 @@ class SAFERING_API HuggingFaceStorageWriter {
                      std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
                  executor,
                  work = std::move(work)](std::exception_ptr error, WriteResults results) mutable {
-                    boost::asio::post(executor, [handler = std::move(handler), error,
-                                                 results = std::move(results)]() mutable {
+                    // Not inside the call that began this: it may run at once where its executor
+                    // lets it. A future needs no further thread, and would not get one in a
+                    // forked child.
+                    boost::asio::dispatch(executor, [handler = std::move(handler), error,
+                                                     results = std::move(results)]() mutable {
                         std::move(handler)(error, std::move(results));
                     });
                 });

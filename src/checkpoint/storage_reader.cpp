@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "checkpoint/attempt.hpp"
+#include "checkpoint/deliver.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/read_job.hpp"
 #include "checkpoint/shared_reactor.hpp"
@@ -128,19 +129,16 @@ Result<LoadReport> HuggingFaceStorageReader::read_data(const LoadPlan& plan, Loa
 void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& planner,
                                           ReadHandler handler) {
     auto job = impl_->make_job(plan, planner);
-    if (!job) {
-        handler(std::make_exception_ptr(Exception(std::move(job.error()))), {});
-        return;
-    }
-    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), plan, &planner,
+    Reactor& reactor = *impl_->reactor.value();
+    if (!job)
+        return deliver<LoadReport>(reactor, std::move(handler),
+                                   std::unexpected(std::move(job.error())));
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), &reactor, plan, &planner,
                    handler = std::move(handler)](Result<LoadReport> result) mutable {
         if (result)
             if (auto committed = commit_all(plan, planner); !committed)
                 result = std::unexpected(std::move(committed.error()));
-        if (result)
-            handler(nullptr, std::move(*result));
-        else
-            handler(std::make_exception_ptr(Exception(std::move(result.error()))), {});
+        deliver(reactor, std::move(handler), std::move(result));
     });
 }
 

@@ -10,6 +10,7 @@
 #include "checkpoint/attempt_directory.hpp"
 #include "checkpoint/commit_checkpoint.hpp"
 #include "checkpoint/commit_part.hpp"
+#include "checkpoint/deliver.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/manifest_builder.hpp"
@@ -234,8 +235,8 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
                     "a rank that saves alone has one plan, and the sharded layout");
     for (std::size_t rank = 0; rank < plans.size(); ++rank)
         plans[rank].rank = static_cast<std::uint32_t>(rank);
-    if (auto covered = options.alone ? check_part_target(reactor, impl_->target)
-                                     : check_coverage(plans);
+    if (auto covered =
+            options.alone ? check_part_target(reactor, impl_->target) : check_coverage(plans);
         !covered)
         return std::unexpected(std::move(covered.error()));
     auto layout = plan::plan_layout(plans, {.layout = options.layout,
@@ -266,21 +267,17 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
 
 void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& planner,
                                            WriteHandler handler) {
-    auto job =
-        WriteJob::make(*impl_->reactor.value(), plan, planner,
-                       {.digests = impl_->options.digests,
-                        .progress = impl_->options.progress,
-                        .stop = impl_->stop.get_token()});
-    if (!job) {
-        handler(std::make_exception_ptr(Exception(std::move(job.error()))), {});
-        return;
-    }
-    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs),
+    Reactor& reactor = *impl_->reactor.value();
+    auto job = WriteJob::make(reactor, plan, planner,
+                              {.digests = impl_->options.digests,
+                               .progress = impl_->options.progress,
+                               .stop = impl_->stop.get_token()});
+    if (!job)
+        return deliver<WriteResults>(reactor, std::move(handler),
+                                     std::unexpected(std::move(job.error())));
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), &reactor,
                    handler = std::move(handler)](Result<WriteResults> result) mutable {
-        if (result)
-            handler(nullptr, std::move(*result));
-        else
-            handler(std::make_exception_ptr(Exception(std::move(result.error()))), {});
+        deliver(reactor, std::move(handler), std::move(result));
     });
 }
 
