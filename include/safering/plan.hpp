@@ -5,12 +5,12 @@
 
 #include <compare>
 #include <cstdint>
-#include <map>
 #include <optional>
 #include <span>
 #include <string>
-#include <unordered_map>
 #include <vector>
+
+#include <boost/container/flat_map.hpp>
 
 #include <safering/byte_range.hpp>
 #include <safering/tensor.hpp>
@@ -120,6 +120,9 @@ struct StorageInfo {
     friend bool operator==(const StorageInfo&, const StorageInfo&) = default;
 };
 
+/// XXH3-64 digests; in place where there is one, as for all items but the largest.
+using Digests = boost::container::small_vector<std::uint64_t, 1>;
+
 /// One item, written and durable.
 struct WriteResult {
     MetadataIndex index{};
@@ -129,7 +132,7 @@ struct WriteResult {
     StorageInfo storage{};
     /// XXH3-64 of the item's bytes in file order, one for each multiple of chunk_bytes of the file that
     /// the item's span touches; empty where digests are off.
-    std::vector<std::uint64_t> digests{};
+    Digests digests{};
 
     friend bool operator==(const WriteResult&, const WriteResult&) = default;
 };
@@ -144,22 +147,29 @@ struct WriteResults {
     friend bool operator==(const WriteResults&, const WriteResults&) = default;
 };
 
+/// In place where there is one, as there is for most tensors.
+using Chunks = boost::container::small_vector<ChunkStorageMetadata, 1>;
+using StorageInfos = boost::container::small_vector<StorageInfo, 1>;
+
 struct TensorStorageMetadata {
     Dtype dtype = Dtype::u8;
     /// The global shape.
     Shape size{};
     /// Disjoint boxes that cover the tensor.
-    std::vector<ChunkStorageMetadata> chunks{};
+    Chunks chunks{};
     /// Parallel to chunks. Empty in the metadata of a save that has not been written.
-    std::vector<StorageInfo> storage{};
+    StorageInfos storage{};
 
     friend bool operator==(const TensorStorageMetadata&, const TensorStorageMetadata&) = default;
 };
 
+/// By name, in one order on every rank: a sorted vector with the interface of std::map, as metadata is made
+/// once and read often. Insert in order of the names, with end() for a hint: elsewhere it moves what follows.
+using TensorMap = boost::container::flat_map<std::string, TensorStorageMetadata, std::less<>>;
+
 /// What a checkpoint holds.
 struct Metadata {
-    /// By name; std::map, so that iteration has one order on every rank.
-    std::map<std::string, TensorStorageMetadata, std::less<>> tensors{};
+    TensorMap tensors{};
     /// Absolute paths; empty in the metadata of a save that has not been written.
     std::vector<std::string> files{};
 

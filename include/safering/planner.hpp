@@ -51,9 +51,10 @@ class SAFERING_API DefaultSavePlanner final : public SavePlanner {
     Result<TensorView> resolve_data(const WriteItem& item) override;
 
   private:
-    std::vector<LocalTensor> tensors_; // sorted by (fqn, offsets)
+    std::vector<LocalTensor> tensors_;
+    std::vector<std::uint32_t> order_; // of them, by (fqn, offsets)
     std::uint32_t rank_;
-    std::size_t next_ = 0; // where resolve_data looks first
+    std::size_t next_ = 0; // where resolve_data looks first, in order_
 };
 
 class SAFERING_API DefaultLoadPlanner final : public LoadPlanner {
@@ -65,7 +66,9 @@ class SAFERING_API DefaultLoadPlanner final : public LoadPlanner {
     Result<MutableTensorView> resolve_tensor(const ReadItem& item) override;
 
   private:
-    std::vector<LocalDestination> tensors_; // sorted by (fqn, offsets)
+    std::vector<LocalDestination> tensors_;
+    std::vector<std::uint32_t> order_; // of them, by (fqn, offsets)
+    std::size_t next_ = 0;             // where resolve_tensor looks first, in order_
 };
 
 struct GlobalSavePlan {

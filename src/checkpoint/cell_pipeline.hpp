@@ -66,7 +66,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     virtual Result<void> load(Cell& cell) = 0;
     virtual Result<void> unload(Cell& cell) = 0;
     /// The box of an item in its stored tensor, and where that begins in the file; for strided items only.
-    virtual plan::FileBox box_of(std::uint32_t item) const = 0;
+    virtual const plan::FileBox& box_of(std::uint32_t item) const = 0;
     virtual std::uint64_t tensor_begin_of(std::uint32_t item) const = 0;
     /// The last cell of a file has ended, all of them well.
     virtual void on_file_done(std::size_t file) = 0;

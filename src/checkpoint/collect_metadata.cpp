@@ -1,6 +1,7 @@
 #include "checkpoint/stored_checkpoint.hpp"
 
 #include <algorithm>
+#include <deque>
 #include <numeric>
 #include <tuple>
 
@@ -66,10 +67,24 @@ class Collecting {
     Result<Metadata> run() {
         for (std::uint32_t f = 0; f < files_.size(); ++f) {
             out_.files.push_back(files_[f].path);
-            if (auto added = add_file(f); !added)
-                if (auto reported = report(findings_, std::move(added.error())); !reported)
+            if (auto listed = list_file(f); !listed)
+                if (auto reported = report(findings_, std::move(listed.error())); !reported)
                     return std::unexpected(std::move(reported.error()));
         }
+        const auto name_of = [&](const Chunk& chunk) -> std::string_view {
+            return entry_of(chunk).name;
+        };
+        // A tensor's chunks in order of the files.
+        if (!std::ranges::is_sorted(chunks_, {}, name_of))
+            std::ranges::stable_sort(chunks_, {}, name_of);
+        std::size_t names = 0;
+        for (std::size_t c = 0; c < chunks_.size(); ++c)
+            names += c == 0 || name_of(chunks_[c]) != name_of(chunks_[c - 1]) ? 1 : 0;
+        out_.tensors.reserve(names);
+        for (const Chunk& chunk : chunks_)
+            if (auto added = add_chunk(chunk); !added)
+                if (auto reported = report(findings_, std::move(added.error())); !reported)
+                    return std::unexpected(std::move(reported.error()));
         const auto check = [&](Result<void> checked) {
             return checked ? checked : report(findings_, std::move(checked.error()));
         };
@@ -82,11 +97,22 @@ class Collecting {
     }
 
   private:
-    Result<void> add_file(std::uint32_t f) {
+    // A tensor of a file, and the place that its sharding info gives it; null where the file has none.
+    struct Chunk {
+        std::uint32_t file;
+        std::uint32_t tensor;
+        const Shape* offsets;
+    };
+    const safetensors::TensorEntry& entry_of(const Chunk& chunk) const {
+        return files_[chunk.file].header.tensors[chunk.tensor];
+    }
+
+    Result<void> list_file(std::uint32_t f) {
         const StoredFile& file = files_[f];
-        const auto info = sharding_info(file);
-        if (!info)
-            return std::unexpected(info.error());
+        auto read = sharding_info(file);
+        if (!read)
+            return std::unexpected(std::move(read.error()));
+        const auto& info = infos_.emplace_back(std::move(*read));
         for (std::size_t t = 0; t < file.header.tensors.size(); ++t) {
             const safetensors::TensorEntry& tensor = file.header.tensors[t];
             // The index decides which of several files has a tensor; a stray one does not count.
@@ -95,36 +121,35 @@ class Collecting {
                 if (mapped == list_.weight_map.end() || mapped->second != file.name)
                     continue;
             }
-            Shape offsets(tensor.shape.size(), 0);
-            if (*info) {
-                const auto saved = (*info)->find(tensor.name);
-                if (saved == (*info)->end())
+            const Shape* offsets = nullptr;
+            if (info) {
+                const auto saved = info->find(tensor.name);
+                if (saved == info->end())
                     return bad_sharding(file, tensor.name, "it has no entry for this tensor");
                 if (saved->second.size() != tensor.shape.size())
                     return bad_sharding(file, tensor.name,
                                         fmt::format("{} offsets for {} dimensions",
                                                     saved->second.size(), tensor.shape.size()));
-                offsets = saved->second;
+                offsets = &saved->second;
             }
-            if (auto added = add_chunk(f, t, std::move(offsets), info->has_value()); !added)
-                return added;
+            chunks_.push_back({f, static_cast<std::uint32_t>(t), offsets});
         }
         return {};
     }
 
-    Result<void> add_chunk(std::uint32_t f, std::size_t t, Shape offsets, bool sharded) {
-        const StoredFile& file = files_[f];
-        const safetensors::TensorEntry& entry = file.header.tensors[t];
+    Result<void> add_chunk(const Chunk& chunk) {
+        const StoredFile& file = files_[chunk.file];
+        const safetensors::TensorEntry& entry = entry_of(chunk);
+        Shape offsets = chunk.offsets != nullptr ? *chunk.offsets : Shape(entry.shape.size(), 0);
         for (std::size_t d = 0; d < offsets.size(); ++d) {
             std::uint64_t end = 0;
             if (__builtin_add_overflow(offsets[d], entry.shape[d], &end))
                 return bad_sharding(file, entry.name, "offset and size overflow");
         }
-        // With a hint, since files hold their names in order more often than not.
-        const std::size_t before = out_.tensors.size();
-        TensorStorageMetadata& tensor =
-            out_.tensors.try_emplace(out_.tensors.end(), entry.name)->second;
-        const bool inserted = out_.tensors.size() != before;
+        const bool inserted = out_.tensors.empty() || out_.tensors.rbegin()->first != entry.name;
+        if (inserted)
+            out_.tensors.emplace_hint(out_.tensors.end(), entry.name, TensorStorageMetadata{});
+        TensorStorageMetadata& tensor = out_.tensors.rbegin()->second;
         if (inserted) {
             tensor.dtype = entry.dtype;
             tensor.size = Shape(entry.shape.size(), 0);
@@ -138,7 +163,7 @@ class Collecting {
         };
         if (!inserted) {
             const std::string& other = files_[tensor.storage.front().file].name;
-            if (!sharded)
+            if (chunk.offsets == nullptr)
                 return conflict(fmt::format("it stands in {} too", other));
             if (tensor.dtype != entry.dtype || tensor.size.size() != entry.shape.size())
                 return conflict(fmt::format("{} of rank {}, in {} it is {} of rank {}",
@@ -148,7 +173,8 @@ class Collecting {
         for (std::size_t d = 0; d < offsets.size(); ++d)
             tensor.size[d] = std::max(tensor.size[d], offsets[d] + entry.shape[d]);
         tensor.chunks.push_back({std::move(offsets), entry.shape});
-        tensor.storage.push_back({f, file.tensor_range(t).begin, entry.data.size()});
+        tensor.storage.push_back(
+            {chunk.file, file.tensor_range(chunk.tensor).begin, entry.data.size()});
         return {};
     }
 
@@ -227,6 +253,8 @@ class Collecting {
     const std::vector<StoredFile>& files_;
     const FileList& list_;
     std::vector<Error>* findings_;
+    std::deque<std::optional<SavedOffsets>> infos_; // of files in their order; chunks point into it
+    std::vector<Chunk> chunks_;
     Metadata out_;
 };
 

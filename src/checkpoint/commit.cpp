@@ -151,9 +151,9 @@ MetadataCommit::MetadataCommit(CommitInput input)
     if (!input_.index.empty())
         redo_.move.emplace_back(index_name);
     if (!input_.records_written) {
-        records_.push_back({std::string(manifest_name), input_.manifest});
+        records_.push_back({std::string(manifest_name), std::move(input_.manifest)});
         if (!input_.index.empty())
-            records_.push_back({std::string(index_name), input_.index});
+            records_.push_back({std::string(index_name), std::move(input_.index)});
     }
     if (input_.target_present)
         records_.push_back({std::string(redo_name), to_text(redo_)});

@@ -164,21 +164,23 @@ void cut(const Slice& slice, std::uint64_t limit_bytes, std::vector<Slice>& out)
 // Slices in the order of the output files, gathered into windows of at most `limit_bytes`.
 Result<std::vector<Window>> make_windows(const Metadata& metadata, const FqnToIndexMapping& mapping,
                                          std::uint64_t limit_bytes) {
-    std::map<std::uint32_t, std::vector<safetensors::TensorEntry>> files;
+    std::map<std::uint32_t, std::vector<safetensors::TensorEntryView>> files;
     for (const auto& [fqn, tensor] : metadata.tensors)
         files[mapping.empty() ? 1 : mapping.at(fqn)].push_back(
-            {fqn, tensor.dtype, tensor.size, {}});
+            {fqn, tensor.dtype, {tensor.size.data(), tensor.size.size()}, {}});
     std::vector<Slice> slices;
     for (auto& [index, entries] : files) {
         if (auto ordered = safetensors::assign_offsets(entries); !ordered)
             return std::unexpected(std::move(ordered.error()));
-        for (const safetensors::TensorEntry& entry : entries)
-            cut({.fqn = entry.name,
+        for (const safetensors::TensorEntryView& entry : entries) {
+            const Shape shape(entry.shape.begin(), entry.shape.end());
+            cut({.fqn = std::string(entry.name),
                  .dtype = entry.dtype,
-                 .size = entry.shape,
-                 .box = {Shape(entry.shape.size(), 0), entry.shape},
+                 .size = shape,
+                 .box = {Shape(shape.size(), 0), shape},
                  .bytes = entry.data.size()},
                 limit_bytes, slices);
+        }
     }
     std::vector<Window> windows(1);
     for (Slice& slice : slices) {

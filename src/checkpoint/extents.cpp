@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-#include "checkpoint/strict_json.hpp"
-
 namespace safering::checkpoint {
 
 std::vector<DigestPiece> pieces_in(const StoredFile& file, ByteRange range,
@@ -20,12 +18,13 @@ std::vector<DigestPiece> pieces_in(const StoredFile& file, ByteRange range,
     });
     for (auto t = static_cast<std::size_t>(first - tensors.begin());
          t < tensors.size() && file.tensor_range(t).begin < range.end; ++t) {
-        for (const ManifestExtent& extent : file.extents[t]) {
+        for (std::size_t e = file.extents.first(t); e < file.extents.first(t + 1); ++e) {
+            const FileExtents::Extent extent = file.extents.at(e);
             std::optional<plan::FileBox> box;
             ByteRange hull = file.tensor_range(t);
-            if (!extent.box.sizes.empty()) {
+            if (extent.box != nullptr) {
                 auto made = plan::FileBox::make(tensors[t].dtype, tensors[t].shape,
-                                                extent.box.offsets, extent.box.sizes);
+                                                extent.box->offsets, extent.box->sizes);
                 SAFERING_ASSERT(made.has_value()); // checked when the checkpoint was opened
                 hull = made->hull().shifted(hull.begin);
                 if (!made->contiguous())
@@ -67,8 +66,7 @@ bool matches(const StoredFile& file, const DigestPiece& piece, const std::byte* 
              std::uint64_t image_begin) {
     const std::byte* bytes = image + (piece.range.begin - image_begin);
     if (!piece.box)
-        return digest_of({reinterpret_cast<const char*>(bytes), piece.range.size()}) ==
-               piece.digest;
+        return plan::digest_of({bytes, piece.range.size()}) == piece.digest;
     return plan::digest_of_image(*piece.box, bytes, window_of(file, piece)) == piece.digest;
 }
 

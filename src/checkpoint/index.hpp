@@ -3,20 +3,21 @@
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <string>
 #include <string_view>
+
+#include <boost/container/flat_map.hpp>
 
 #include <safering/error.hpp>
 
 namespace safering::checkpoint {
 
 /// fqn -> file name.
-using WeightMap = std::map<std::string, std::string, std::less<>>;
+using WeightMap = boost::container::flat_map<std::string, std::string, std::less<>>;
 
 /// {"metadata":{"total_size":N},"weight_map":{...}}. `entries` calls what it is given with each fqn and its
 /// file's name, sorted by fqn.
-using AddWeight = std::function<void(const std::string&, const std::string&)>;
+using AddWeight = std::function<void(std::string_view, std::string_view)>;
 std::string index_text(std::uint64_t total_size,
                        const std::function<void(const AddWeight&)>& entries);
 std::string index_text(const WeightMap& weight_map, std::uint64_t total_size);

@@ -8,6 +8,8 @@
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/strict_json.hpp"
+#include "plain_json.hpp"
+#include "utf8.hpp"
 
 namespace safering::checkpoint {
 
@@ -23,19 +25,24 @@ void append_file(std::string& out, const ManifestFile& file) {
     fmt::format_to(std::back_inserter(out),
                    R"({{"name":{},"size":{},"head":{},"head_digest":"{:016x}","extents":[)",
                    json_string(file.name), file.file_bytes, file.data_begin, file.head_digest);
-    for (std::size_t i = 0; i < file.tensors.size(); ++i) {
-        const auto& extents = file.tensors[i];
+    const FileExtents& extents = file.extents;
+    for (std::size_t i = 0; i < extents.tensors(); ++i) {
         out += i == 0 ? "\n" : ",\n";
-        if (extents.size() == 1 && extents[0].box.sizes.empty()) {
-            out += '"' + hex_digests(extents[0].digests) + '"';
-            continue;
+        const bool whole = extents.count(i) == 1 && extents.at(extents.first(i)).box == nullptr;
+        if (!whole)
+            out += '[';
+        for (std::size_t k = extents.first(i); k < extents.first(i + 1); ++k) {
+            const auto [box, digests] = extents.at(k);
+            if (box != nullptr)
+                fmt::format_to(std::back_inserter(out), "{}[{},{},",
+                               k == extents.first(i) ? "" : ",", shape_text(box->offsets),
+                               shape_text(box->sizes));
+            out += '"';
+            append_hex(out, digests);
+            out += box != nullptr ? "\"]" : "\"";
         }
-        out += '[';
-        for (std::size_t k = 0; k < extents.size(); ++k)
-            out += fmt::format("{}[{},{},\"{}\"]", k == 0 ? "" : ",",
-                               shape_text(extents[k].box.offsets), shape_text(extents[k].box.sizes),
-                               hex_digests(extents[k].digests));
-        out += ']';
+        if (!whole)
+            out += ']';
     }
     out += "]}";
 }
@@ -80,11 +87,11 @@ class Reading {
             out.push_back(number(&extent, what));
         return out;
     }
-    std::vector<std::uint64_t> digests(const json* value) {
+    Digests digests(const json* value) {
         auto parsed = parse_hex_digests(text(value, "digests"));
         if (!parsed)
             wrong("digests are not groups of 16 hex digits");
-        return parsed.value_or(std::vector<std::uint64_t>{});
+        return parsed.value_or(Digests{});
     }
     std::uint64_t digest(const json& object, const char* key) {
         const auto parsed = digests(member(object, key));
@@ -99,22 +106,21 @@ class Reading {
     }
 };
 
-TensorExtents read_extents(Reading& reading, const json& entry) {
-    TensorExtents extents;
+void read_extents(Reading& reading, const json& entry, FileExtents& extents) {
+    extents.add_tensor();
     if (entry.is_string()) {
-        extents.push_back({.box = {}, .digests = reading.digests(&entry)});
-        return extents;
+        extents.add({nullptr, reading.digests(&entry)});
+        return;
     }
     for (const json& part : reading.list(&entry, "extents")) {
         if (!part.is_array() || part.size() != 3) {
             reading.wrong("an extent is not [offsets, sizes, digests]");
             break;
         }
-        extents.push_back(
-            {.box = {reading.shape(&part[0], "offsets"), reading.shape(&part[1], "sizes")},
-             .digests = reading.digests(&part[2])});
+        const ChunkStorageMetadata box{reading.shape(&part[0], "offsets"),
+                                       reading.shape(&part[1], "sizes")};
+        extents.add({&box, reading.digests(&part[2])});
     }
-    return extents;
 }
 
 ManifestFile read_file(Reading& reading, const json& entry) {
@@ -122,9 +128,9 @@ ManifestFile read_file(Reading& reading, const json& entry) {
                       .file_bytes = reading.number(entry, "size"),
                       .data_begin = reading.number(entry, "head"),
                       .head_digest = reading.digest(entry, "head_digest"),
-                      .tensors = {}};
+                      .extents = {}};
     for (const json& tensor : reading.list(reading.member(entry, "extents"), "extents"))
-        file.tensors.push_back(read_extents(reading, tensor));
+        read_extents(reading, tensor, file.extents);
     return file;
 }
 
@@ -161,6 +167,130 @@ Manifest read_manifest(Reading& reading, const json& root) {
     if (const auto index = root.find("index"); index != root.end())
         manifest.index = ManifestIndex{.file_bytes = reading.number(*index, "size"),
                                        .digest = reading.digest(*index, "digest")};
+    return manifest;
+}
+
+// The quick way: a manifest of the form that to_text gives it, and right. Nothing for any other; the long way
+// tells what is wrong, if something is.
+class PlainReading {
+  public:
+    explicit PlainReading(std::string_view text) : json_(text) {}
+
+    std::optional<Manifest> run() {
+        Manifest out;
+        std::string_view attempt, layout, digest, seal;
+        std::uint64_t version = 0;
+        const bool begun = json_.take('{') && number("safering_manifest", version) &&
+                           json_.take(',') && text("attempt", attempt) && json_.take(',') &&
+                           text("layout", layout) && json_.take(',') && text("digest", digest) &&
+                           json_.take(',') && number("chunk_bytes", out.chunk_bytes) &&
+                           json_.take(',') && json_.string("files", ':') &&
+                           json_.each('[', ']', [&] { return file(out.files.emplace_back()); }) &&
+                           json_.take(',');
+        if (!begun || version != 1 || !is_attempt_id(attempt) ||
+            (layout != "full" && layout != "sharded") ||
+            (digest != "xxh3-64" && digest != "none") || out.chunk_bytes < 4096 ||
+            !std::has_single_bit(out.chunk_bytes))
+            return std::nullopt;
+        out.attempt = attempt;
+        out.layout = layout == "full" ? FileLayout::full : FileLayout::sharded;
+        out.digests = digest != "none";
+        std::string_view key;
+        if (!json_.string(key) || !json_.take(':'))
+            return std::nullopt;
+        if (key == "tensors" && !(json_.each('{', '}', [&] { return tensor(out.tensors); }) &&
+                                  json_.take(',') && json_.string(key) && json_.take(':')))
+            return std::nullopt;
+        if (key == "index" && !(index(out.index.emplace()) && json_.take(',') &&
+                                json_.string(key) && json_.take(':')))
+            return std::nullopt;
+        if (key != "xxh3" || !json_.string(seal) || !json_.take('}') || !json_.at_end())
+            return std::nullopt;
+        return out;
+    }
+
+  private:
+    bool number(std::string_view key, std::uint64_t& out) {
+        return json_.string(key, ':') && json_.number(out);
+    }
+    bool text(std::string_view key, std::string_view& out) {
+        return json_.string(key, ':') && json_.string(out);
+    }
+    bool digests(Digests& out) {
+        std::string_view hex;
+        auto parsed = json_.string(hex) ? parse_hex_digests(hex) : std::nullopt;
+        if (parsed)
+            out = std::move(*parsed);
+        return parsed.has_value();
+    }
+    bool digest(std::string_view key, std::uint64_t& out) {
+        Digests found;
+        if (!json_.string(key, ':') || !digests(found) || found.size() != 1)
+            return false;
+        out = found[0];
+        return true;
+    }
+    bool shape(Shape& out) {
+        return json_.each('[', ']', [&] { return json_.number(out.emplace_back()); });
+    }
+    bool file(ManifestFile& out) {
+        std::string_view name;
+        if (!json_.take('{') || !text("name", name) || !json_.take(',') ||
+            !number("size", out.file_bytes) || !json_.take(',') ||
+            !number("head", out.data_begin) || !json_.take(',') ||
+            !digest("head_digest", out.head_digest) || !json_.take(',') ||
+            !json_.string("extents", ':'))
+            return false;
+        out.name = name;
+        return json_.each('[', ']', [&] { return extents(out.extents); }) && json_.take('}');
+    }
+    bool extents(FileExtents& out) {
+        out.add_tensor();
+        Digests found;
+        if (json_.sees('"')) {
+            if (!digests(found))
+                return false;
+            out.add({nullptr, found});
+            return true;
+        }
+        return json_.each('[', ']', [&] {
+            ChunkStorageMetadata box;
+            if (!json_.take('[') || !shape(box.offsets) || !json_.take(',') || !shape(box.sizes) ||
+                !json_.take(',') || !digests(found) || !json_.take(']'))
+                return false;
+            out.add({&box, found});
+            return true;
+        });
+    }
+    bool tensor(std::map<std::string, ManifestTensor, std::less<>>& out) {
+        std::string_view fqn, dtype;
+        Shape size;
+        if (!json_.string(fqn) || !json_.take(':') || !json_.take('[') || !json_.string(dtype) ||
+            !json_.take(',') || !shape(size) || !json_.take(']') || !parse_dtype(dtype))
+            return false;
+        const std::size_t before = out.size();
+        out.emplace_hint(out.end(), fqn, ManifestTensor{*parse_dtype(dtype), std::move(size)});
+        return out.size() != before;
+    }
+    bool index(ManifestIndex& out) {
+        return json_.take('{') && number("size", out.file_bytes) && json_.take(',') &&
+               digest("digest", out.digest) && json_.take('}');
+    }
+
+    PlainJson json_;
+};
+
+Result<Manifest> read_any(std::string_view text, const std::string& file) {
+    auto root = parse_strict_json(text, 8, Errc::checkpoint_bad_manifest, "read manifest", file);
+    if (!root)
+        return std::unexpected(std::move(root.error()));
+    Reading reading;
+    Manifest manifest = read_manifest(reading, *root);
+    if (!reading.fault.empty())
+        return std::unexpected(Error{.code = Errc::checkpoint_bad_manifest,
+                                     .operation = "read manifest",
+                                     .file = file,
+                                     .detail = std::move(reading.fault)});
     return manifest;
 }
 
@@ -203,15 +333,14 @@ Result<Manifest> parse_manifest(std::string_view text, const std::string& file) 
             Errc::checkpoint_bad_manifest,
             "its own digest does not match: it was changed or cut short; restore it, or remove it "
             "to load the checkpoint unverified");
-    auto root = parse_strict_json(text, 8, Errc::checkpoint_bad_manifest, "read manifest", file);
-    if (!root)
-        return std::unexpected(std::move(root.error()));
-    Reading reading;
-    Manifest manifest = read_manifest(reading, *root);
-    if (!reading.fault.empty())
-        return bad(Errc::checkpoint_bad_manifest, reading.fault);
+    std::optional<Manifest> plain;
+    if (find_invalid_utf8(text) == std::string_view::npos)
+        plain = PlainReading(text).run();
+    auto manifest = plain ? Result<Manifest>(std::move(*plain)) : read_any(text, file);
+    if (!manifest)
+        return manifest;
     std::set<std::string_view> names;
-    for (const ManifestFile& entry : manifest.files) {
+    for (const ManifestFile& entry : manifest->files) {
         if (!is_safe_file_name(entry.name))
             return bad(Errc::checkpoint_unsafe_name,
                        fmt::format("\"{}\" must be one path component ending in .safetensors",

@@ -19,28 +19,17 @@
 #include <string_view>
 #include <vector>
 
-#include <safering/plan.hpp>
+#include "checkpoint/file_extents.hpp"
 
 namespace safering::checkpoint {
-
-/// One item of a tensor. Empty offsets and sizes: the whole tensor.
-struct ManifestExtent {
-    ChunkStorageMetadata box{};
-    std::vector<std::uint64_t> digests{};
-
-    friend bool operator==(const ManifestExtent&, const ManifestExtent&) = default;
-};
-
-/// The items of one tensor; in place where there is one, as there is for most of a large checkpoint.
-using TensorExtents = boost::container::small_vector<ManifestExtent, 1>;
 
 struct ManifestFile {
     std::string name{};
     std::uint64_t file_bytes = 0;
     std::uint64_t data_begin = 0;
     std::uint64_t head_digest = 0;
-    /// A list of extents for each tensor that is not empty, in offset order.
-    std::vector<TensorExtents> tensors{};
+    /// Of each tensor that is not empty, in offset order.
+    FileExtents extents{};
 
     friend bool operator==(const ManifestFile&, const ManifestFile&) = default;
 };

@@ -13,151 +13,181 @@ namespace safering::checkpoint {
 
 namespace {
 
-std::unexpected<Error> results_fault(Errc code, const std::string& fqn, std::string detail) {
+std::unexpected<Error> results_fault(Errc code, std::string_view fqn, std::string detail) {
     return std::unexpected(Error{.code = code,
                                  .operation = "check write results",
-                                 .tensor = fqn,
+                                 .tensor = std::string(fqn),
                                  .detail = std::move(detail)});
 }
 
-// One item's extent on its way into a file's list.
-struct Entry {
-    std::uint32_t file;
-    std::uint64_t tensor_begin;
-    const WriteItem* item;
-    WriteResult* result;
-};
+} // namespace
 
-bool is_whole(const WriteItem& item) {
-    return item.chunk.sizes == item.size;
+ManifestBuilder::ManifestBuilder(const std::vector<SavePlan>& plans, const plan::Layout& layout) {
+    for (const plan::LayoutFile& file : layout.files)
+        manifest_.files.push_back({.name = file.file.name,
+                                   .file_bytes = file.file.file_bytes,
+                                   .data_begin = file.file.data_begin,
+                                   .head_digest = digest_of(file.head),
+                                   .extents = {}});
+    std::size_t items = 0, name_bytes = 0;
+    for (const SavePlan& plan : plans)
+        for (const WriteItem& item : plan.items)
+            ++items, name_bytes += item.fqn.size();
+    items_.reserve(items);
+    names_.reserve(name_bytes);
+    for (std::size_t rank = 0; rank < plans.size(); ++rank) {
+        const SavePlan& plan = plans[rank];
+        manifest_.attempt = plan.storage->attempt;
+        manifest_.layout = plan.storage->layout;
+        manifest_.chunk_bytes = plan.storage->chunk_bytes;
+        rank_begin_.push_back(items_.size());
+        for (std::size_t i = 0; i < plan.items.size(); ++i) {
+            const WriteItem& item = plan.items[i];
+            const ItemPlacement& placement = layout.placements[rank][i];
+            const auto box = file_box(plan, item);
+            const auto length = byte_size(item.dtype, stored_box(plan, item).stored);
+            SAFERING_ASSERT(box && length); // both made when the files were laid out
+            const std::uint64_t cells =
+                cell_count(box->hull().shifted(placement.tensor_begin), manifest_.chunk_bytes);
+            names_ += item.fqn;
+            std::uint32_t place = whole_tensor;
+            if (item.chunk.sizes != item.size) {
+                place = static_cast<std::uint32_t>(boxes_.size());
+                boxes_.push_back(item.chunk);
+            }
+            items_.push_back({placement.file, static_cast<std::uint32_t>(cells),
+                              placement.tensor_begin, box->bytes(), *length, names_.size(), place,
+                              static_cast<std::uint32_t>(item.size.size())});
+            if (manifest_.layout == FileLayout::sharded)
+                manifest_.tensors.try_emplace(item.fqn, ManifestTensor{item.dtype, item.size});
+        }
+    }
+    rank_begin_.push_back(items_.size());
 }
 
-Result<std::vector<WriteResults*>> by_rank(const std::vector<SavePlan>& plans,
-                                           std::vector<WriteResults>& results) {
-    std::vector<WriteResults*> ranks(plans.size(), nullptr);
-    for (WriteResults& result : results) {
-        if (result.rank >= plans.size())
-            return results_fault(Errc::checkpoint_results_mismatch, {},
-                                 fmt::format("results of rank {}, the plan has {} ranks",
-                                             result.rank, plans.size()));
+std::string_view ManifestBuilder::name_of(std::size_t item) const {
+    const std::size_t begin = item == 0 ? 0 : items_[item - 1].name_end;
+    return std::string_view(names_).substr(begin, items_[item].name_end - begin);
+}
+
+bool ManifestBuilder::is_planned(std::size_t item, const MetadataIndex& index) const {
+    if (index.fqn != name_of(item))
+        return false;
+    if (items_[item].box != whole_tensor)
+        return index.offset == boxes_[items_[item].box].offsets;
+    return index.offset.size() == items_[item].dimensions &&
+           std::ranges::all_of(index.offset, [](std::uint64_t offset) { return offset == 0; });
+}
+
+Result<std::vector<const WriteResults*>>
+ManifestBuilder::by_rank(const std::vector<WriteResults>& results) const {
+    const std::size_t rank_count = rank_begin_.size() - 1;
+    std::vector<const WriteResults*> ranks(rank_count, nullptr);
+    for (const WriteResults& result : results) {
+        if (result.rank >= rank_count)
+            return results_fault(
+                Errc::checkpoint_results_mismatch, {},
+                fmt::format("results of rank {}, the plan has {} ranks", result.rank, rank_count));
         if (std::exchange(ranks[result.rank], &result) != nullptr)
             return results_fault(Errc::checkpoint_results_mismatch, {},
                                  fmt::format("results of rank {} came twice", result.rank));
     }
-    for (std::size_t rank = 0; rank < plans.size(); ++rank)
-        if (ranks[rank] == nullptr && !plans[rank].items.empty())
+    for (std::size_t rank = 0; rank < rank_count; ++rank)
+        if (ranks[rank] == nullptr && rank_begin_[rank] != rank_begin_[rank + 1])
             return results_fault(Errc::checkpoint_results_mismatch, {},
                                  fmt::format("results of rank {} are missing", rank));
     return ranks;
 }
 
-Result<void> check_rank(const SavePlan& plan, const WriteResults& results) {
-    const StoragePlan& storage = *plan.storage;
-    if (results.attempt != storage.attempt)
+Result<void> ManifestBuilder::check_rank(std::uint32_t rank, const WriteResults& results) const {
+    if (results.attempt != manifest_.attempt)
         return results_fault(Errc::checkpoint_foreign_attempt, {},
                              fmt::format("results of rank {} are of attempt {}, this one is {}",
-                                         plan.rank, escaped(results.attempt), storage.attempt));
-    if (results.items.size() != plan.items.size())
+                                         rank, escaped(results.attempt), manifest_.attempt));
+    const std::size_t begin = rank_begin_[rank];
+    const std::size_t items = rank_begin_[rank + 1] - begin;
+    if (results.items.size() != items)
         return results_fault(Errc::checkpoint_results_mismatch, {},
-                             fmt::format("rank {} was to write {} items and reports {}", plan.rank,
-                                         plan.items.size(), results.items.size()));
-    for (std::size_t i = 0; i < plan.items.size(); ++i) {
+                             fmt::format("rank {} was to write {} items and reports {}", rank,
+                                         items, results.items.size()));
+    for (std::size_t i = 0; i < items; ++i) {
+        const Item& item = items_[begin + i];
         const WriteResult& result = results.items[i];
-        const ItemPlacement& placement = storage.placements[i];
         const bool same_file =
             result.storage.file < results.files.size() &&
-            results.files[result.storage.file] == storage.files[placement.file].name;
-        if (result.index != plan.items[i].index() || !same_file ||
-            result.storage.offset != placement.tensor_begin)
+            results.files[result.storage.file] == manifest_.files[item.file].name;
+        if (!is_planned(begin + i, result.index) || !same_file ||
+            result.storage.offset != item.tensor_begin)
             return results_fault(
-                Errc::checkpoint_results_mismatch, plan.items[i].fqn,
-                fmt::format("item {} of rank {} is reported as \"{}\" in another place", i,
-                            plan.rank, escaped(result.index.fqn)));
+                Errc::checkpoint_results_mismatch, name_of(begin + i),
+                fmt::format("item {} of rank {} is reported as \"{}\" in another place", i, rank,
+                            escaped(result.index.fqn)));
+        if (auto checked = check_bytes(rank, begin + i, result); !checked)
+            return checked;
     }
     return {};
 }
 
 // What the result says of its bytes against what the plan's geometry says.
-Result<void> check_bytes(const SavePlan& plan, std::size_t i, const WriteResult& result) {
-    const WriteItem& item = plan.items[i];
-    auto box = file_box(plan, item);
-    if (!box)
-        return std::unexpected(std::move(box.error()));
-    auto length = byte_size(item.dtype, stored_box(plan, item).stored);
-    if (!length)
-        return std::unexpected(std::move(length.error()));
-    if (result.size_in_bytes != box->bytes() || result.storage.length != *length)
-        return results_fault(Errc::checkpoint_results_mismatch, item.fqn,
-                             fmt::format("rank {} reports {} bytes, {} were planned", plan.rank,
-                                         result.size_in_bytes, box->bytes()));
-    const std::uint64_t digests = cell_count(
-        box->hull().shifted(plan.storage->placements[i].tensor_begin), plan.storage->chunk_bytes);
-    if (!result.digests.empty() && result.digests.size() != digests)
-        return results_fault(Errc::checkpoint_results_mismatch, item.fqn,
-                             fmt::format("rank {} reports {} digests, {} were planned", plan.rank,
-                                         result.digests.size(), digests));
+Result<void> ManifestBuilder::check_bytes(std::uint32_t rank, std::size_t item,
+                                          const WriteResult& result) const {
+    const Item& planned = items_[item];
+    if (result.size_in_bytes != planned.bytes || result.storage.length != planned.length)
+        return results_fault(Errc::checkpoint_results_mismatch, name_of(item),
+                             fmt::format("rank {} reports {} bytes, {} were planned", rank,
+                                         result.size_in_bytes, planned.bytes));
+    if (!result.digests.empty() && result.digests.size() != planned.cells)
+        return results_fault(Errc::checkpoint_results_mismatch, name_of(item),
+                             fmt::format("rank {} reports {} digests, {} were planned", rank,
+                                         result.digests.size(), planned.cells));
     return {};
 }
 
-} // namespace
-
-Result<Manifest> build_manifest(const std::vector<SavePlan>& plans, const plan::Layout& layout,
-                                std::vector<WriteResults>& results) {
-    auto ranks = by_rank(plans, results);
+Result<Manifest> ManifestBuilder::build(const std::vector<WriteResults>& results) {
+    auto ranks = by_rank(results);
     if (!ranks)
         return std::unexpected(std::move(ranks.error()));
-    Manifest manifest;
     std::vector<Entry> entries;
+    entries.reserve(items_.size());
     std::size_t with_digests = 0;
-    for (std::size_t rank = 0; rank < plans.size(); ++rank) {
-        const SavePlan& plan = plans[rank];
-        manifest.attempt = plan.storage->attempt;
-        manifest.layout = plan.storage->layout;
-        manifest.chunk_bytes = plan.storage->chunk_bytes;
+    for (std::uint32_t rank = 0; rank < ranks->size(); ++rank) {
         if ((*ranks)[rank] == nullptr)
             continue;
-        if (auto checked = check_rank(plan, *(*ranks)[rank]); !checked)
+        if (auto checked = check_rank(rank, *(*ranks)[rank]); !checked)
             return std::unexpected(std::move(checked.error()));
-        for (std::size_t i = 0; i < plan.items.size(); ++i) {
-            const WriteItem& item = plan.items[i];
-            WriteResult& result = (*ranks)[rank]->items[i];
-            if (manifest.layout == FileLayout::sharded)
-                manifest.tensors.try_emplace(item.fqn, ManifestTensor{item.dtype, item.size});
-            if (auto checked = check_bytes(plan, i, result); !checked)
-                return std::unexpected(std::move(checked.error()));
-            if (result.size_in_bytes == 0)
+        for (std::size_t i = rank_begin_[rank]; i < rank_begin_[rank + 1]; ++i) {
+            const Digests& digests = (*ranks)[rank]->items[i - rank_begin_[rank]].digests;
+            if (items_[i].bytes == 0)
                 continue;
-            with_digests += result.digests.empty() ? 0 : 1;
-            const ItemPlacement& placement = layout.placements[rank][i];
-            entries.push_back({placement.file, placement.tensor_begin, &item, &result});
+            with_digests += digests.empty() ? 0 : 1;
+            entries.push_back({i, &digests});
         }
     }
     if (with_digests != 0 && with_digests != entries.size())
         return results_fault(
             Errc::checkpoint_results_mismatch, {},
             "some ranks took digests and others did not; use the same options on all");
-    manifest.digests = with_digests == entries.size();
-    std::ranges::sort(entries, [](const Entry& a, const Entry& b) {
-        return std::tie(a.file, a.tensor_begin, a.item->chunk.offsets) <
-               std::tie(b.file, b.tensor_begin, b.item->chunk.offsets);
-    });
-    for (const plan::LayoutFile& file : layout.files)
-        manifest.files.push_back({.name = file.file.name,
-                                  .file_bytes = file.file.file_bytes,
-                                  .data_begin = file.file.data_begin,
-                                  .head_digest = digest_of(file.head),
-                                  .tensors = {}});
-    for (std::size_t i = 0; i < entries.size(); ++i) {
-        const Entry& entry = entries[i];
-        auto& tensors = manifest.files[entry.file].tensors;
-        if (i == 0 || entries[i - 1].file != entry.file ||
-            entries[i - 1].tensor_begin != entry.tensor_begin)
-            tensors.emplace_back();
-        const bool whole = manifest.layout == FileLayout::sharded || is_whole(*entry.item);
-        tensors.back().push_back({.box = whole ? ChunkStorageMetadata{} : entry.item->chunk,
-                                  .digests = std::move(entry.result->digests)});
+    manifest_.digests = with_digests == entries.size();
+    const auto in_order = [&](const Entry& a, const Entry& b) {
+        const Item &x = items_[a.item], &y = items_[b.item];
+        if (std::tie(x.file, x.tensor_begin) != std::tie(y.file, y.tensor_begin))
+            return std::tie(x.file, x.tensor_begin) < std::tie(y.file, y.tensor_begin);
+        // Two parts of one tensor, so that neither is whole.
+        return a.item != b.item && boxes_[x.box].offsets < boxes_[y.box].offsets;
+    };
+    if (!std::ranges::is_sorted(entries, in_order))
+        std::ranges::sort(entries, in_order);
+    const Item* last = nullptr;
+    for (const Entry& entry : entries) {
+        const Item& item = items_[entry.item];
+        FileExtents& extents = manifest_.files[item.file].extents;
+        if (last == nullptr || last->file != item.file || last->tensor_begin != item.tensor_begin)
+            extents.add_tensor();
+        last = &item;
+        const bool whole = manifest_.layout == FileLayout::sharded || item.box == whole_tensor;
+        extents.add({whole ? nullptr : &boxes_[item.box], *entry.digests});
     }
-    return manifest;
+    return std::move(manifest_);
 }
 
 } // namespace safering::checkpoint

@@ -241,23 +241,27 @@ class Opening {
             expected.head_digest != digest_of(head.substr(0, file.header.data_begin)))
             return mismatch(Errc::checkpoint_digest_mismatch,
                             fmt::format("{} has the digest of another header", manifest_name));
-        file.extents.resize(file.header.tensors.size());
+        file.extents.reserve(file.header.tensors.size());
         std::size_t next = 0;
         for (std::size_t i = 0; i < file.header.tensors.size(); ++i) {
             const safetensors::TensorEntry& tensor = file.header.tensors[i];
+            file.extents.add_tensor();
             if (tensor.data.empty())
                 continue;
-            if (next == expected.tensors.size())
+            if (next == expected.extents.tensors())
                 return mismatch(Errc::checkpoint_bad_manifest,
                                 "it lists fewer tensors than the header");
-            file.extents[i] = expected.tensors[next++];
+            for (std::size_t e = expected.extents.first(next); e < expected.extents.first(next + 1);
+                 ++e)
+                file.extents.add(expected.extents.at(e));
+            ++next;
             if (auto checked = check_extents(file, i); !checked)
                 return checked;
         }
-        if (next != expected.tensors.size())
+        if (next != expected.extents.tensors())
             return mismatch(Errc::checkpoint_bad_manifest, "it lists more tensors than the header");
         if (!out_.digests)
-            file.extents.clear();
+            file.extents = {};
         return {};
     }
 
@@ -272,20 +276,23 @@ class Opening {
                                          .detail = std::move(detail)});
         };
         std::vector<ChunkStorageMetadata> boxes;
-        for (const ManifestExtent& extent : file.extents[index]) {
+        for (std::size_t e = file.extents.first(index); e < file.extents.first(index + 1); ++e) {
+            const FileExtents::Extent extent = file.extents.at(e);
             ByteRange hull = file.tensor_range(index);
-            if (!extent.box.sizes.empty()) {
-                auto box = plan::FileBox::make(tensor.dtype, tensor.shape, extent.box.offsets,
-                                               extent.box.sizes);
+            if (extent.box != nullptr) {
+                auto box = plan::FileBox::make(tensor.dtype, tensor.shape, extent.box->offsets,
+                                               extent.box->sizes);
                 if (!box)
                     return bad(box.error().message());
                 hull = box->hull().shifted(hull.begin);
-                boxes.push_back(extent.box);
+                boxes.push_back(*extent.box);
             }
             if (extent.digests.size() != (out_.digests ? cell_count(hull, out_.chunk_bytes) : 0))
                 return bad("the number of digests is wrong");
         }
-        if (file.extents[index].empty() || (boxes.empty() && file.extents[index].size() != 1))
+        // One extent that is the whole tensor, or boxes alone.
+        if (file.extents.count(index) == 0 ||
+            (boxes.size() != file.extents.count(index) && file.extents.count(index) != 1))
             return bad("extents do not cover the tensor once");
         if (!boxes.empty())
             if (auto tiled = check_tiling(tensor.name, tensor.shape, boxes); !tiled)

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 
 #include "checkpoint/extents.hpp"
+#include "plan/tensor_finder.hpp"
 
 namespace safering::checkpoint {
 
@@ -45,15 +46,12 @@ Result<void> ReadJob::choose_chunk() {
 }
 
 Result<std::shared_ptr<ReadJob>> ReadJob::make(Reactor& reactor, const StoredCheckpoint& checkpoint,
-                                               const LoadPlan& plan,
-                                               std::vector<MutableTensorView> destinations,
+                                               const LoadPlan& plan, LoadPlanner& planner,
                                                ReadJobOptions options) {
-    SAFERING_ASSERT(destinations.size() == plan.items.size());
     std::shared_ptr<ReadJob> job(new ReadJob(reactor, checkpoint, std::move(options)));
-    job->plan_ = plan;
     if (auto chosen = job->choose_chunk(); !chosen)
         return std::unexpected(std::move(chosen.error()));
-    if (auto added = job->add_items(std::move(destinations)); !added)
+    if (auto added = job->add_items(plan, planner); !added)
         return std::unexpected(std::move(added.error()));
     return job;
 }
@@ -71,52 +69,59 @@ Result<std::shared_ptr<ReadJob>> ReadJob::make_scan(Reactor& reactor,
     return job;
 }
 
-Result<plan::BoxCopy> ReadJob::box_copy(const Item& item) const {
-    auto copy = plan::BoxCopy::make(item.tensor->dtype, item.tensor->chunks[item.read->chunk].sizes,
-                                    item.read->storage_offsets, item.read->lengths,
-                                    item.destination.strides);
-    if (!copy)
-        copy.error().tensor = item.read->fqn;
-    return copy;
+Result<void> ReadJob::add_item(const ReadItem& read, const TensorStorageMetadata& tensor,
+                               MutableTensorView destination) {
+    const auto bad = [&](Errc code, std::string detail) {
+        return std::unexpected(Error{.code = code,
+                                     .operation = "read data",
+                                     .file = checkpoint_.path,
+                                     .tensor = read.fqn,
+                                     .detail = std::move(detail)});
+    };
+    if (read.chunk >= tensor.chunks.size())
+        return bad(Errc::plan_out_of_bounds,
+                   fmt::format("chunk {} of {}", read.chunk, tensor.chunks.size()));
+    if (destination.dtype != tensor.dtype || destination.shape != read.lengths)
+        return bad(Errc::plan_shape_mismatch,
+                   fmt::format("the plan reads {} [{}], the destination is {} [{}]",
+                               name(tensor.dtype), fmt::join(read.lengths, ","),
+                               name(destination.dtype), fmt::join(destination.shape, ",")));
+    if (destination.data == nullptr && std::ranges::find(read.lengths, 0u) == read.lengths.end())
+        return bad(Errc::plan_shape_mismatch, "the destination is a null pointer");
+    auto copy = plan::BoxCopy::make(tensor.dtype, tensor.chunks[read.chunk].sizes,
+                                    read.storage_offsets, read.lengths, destination.strides);
+    if (!copy) {
+        copy.error().tensor = read.fqn;
+        return std::unexpected(std::move(copy.error()));
+    }
+    report_.tensor_bytes += copy->file_box().bytes();
+    items_.push_back({std::move(*copy), destination.data, std::move(destination.owner),
+                      tensor.storage[read.chunk].offset});
+    return {};
 }
 
 // Anything that the plan needs and the files do not hold is an error before the first byte is read.
-Result<void> ReadJob::add_items(std::vector<MutableTensorView> destinations) {
+Result<void> ReadJob::add_items(const LoadPlan& plan, LoadPlanner& planner) {
     std::vector<std::vector<plan::FileSpan>> spans(checkpoint_.files.size());
-    for (std::size_t i = 0; i < plan_.items.size(); ++i) {
-        const ReadItem& read = plan_.items[i];
-        const auto bad = [&](Errc code, std::string detail) {
-            return std::unexpected(Error{.code = code,
+    plan::TensorFinder tensors(checkpoint_.metadata.tensors);
+    items_.reserve(plan.items.size());
+    for (const ReadItem& read : plan.items) {
+        auto destination = planner.resolve_tensor(read);
+        if (!destination)
+            return std::unexpected(std::move(destination.error()));
+        const TensorStorageMetadata* tensor = tensors.find(read.fqn);
+        if (tensor == nullptr)
+            return std::unexpected(Error{.code = Errc::checkpoint_tensor_missing,
                                          .operation = "read data",
                                          .file = checkpoint_.path,
-                                         .tensor = read.fqn,
-                                         .detail = std::move(detail)});
-        };
-        const auto found = checkpoint_.metadata.tensors.find(read.fqn);
-        if (found == checkpoint_.metadata.tensors.end())
-            return bad(Errc::checkpoint_tensor_missing, {});
-        const TensorStorageMetadata& tensor = found->second;
-        if (read.chunk >= tensor.chunks.size())
-            return bad(Errc::plan_out_of_bounds,
-                       fmt::format("chunk {} of {}", read.chunk, tensor.chunks.size()));
-        MutableTensorView& destination = destinations[i];
-        if (destination.dtype != tensor.dtype || destination.shape != read.lengths)
-            return bad(Errc::plan_shape_mismatch,
-                       fmt::format("the plan reads {} [{}], the destination is {} [{}]",
-                                   name(tensor.dtype), fmt::join(read.lengths, ","),
-                                   name(destination.dtype), fmt::join(destination.shape, ",")));
-        if (destination.data == nullptr &&
-            std::ranges::find(read.lengths, 0u) == read.lengths.end())
-            return bad(Errc::plan_shape_mismatch, "the destination is a null pointer");
-        items_.push_back({&tensor, &read, std::move(destination)});
-        auto copy = box_copy(items_.back());
-        if (!copy)
-            return std::unexpected(std::move(copy.error()));
-        const StorageInfo& storage = tensor.storage[read.chunk];
-        const plan::FileBox& box = copy->file_box();
-        report_.tensor_bytes += box.bytes();
-        spans[storage.file].push_back(
-            {box.hull().shifted(storage.offset), static_cast<std::uint32_t>(i), !box.contiguous()});
+                                         .tensor = read.fqn});
+        if (auto added = add_item(read, *tensor, std::move(*destination)); !added)
+            return added;
+        const Item& item = items_.back();
+        const plan::FileBox& box = item.copy.file_box();
+        spans[tensor->storage[read.chunk].file].push_back(
+            {box.hull().shifted(item.chunk_begin), static_cast<std::uint32_t>(items_.size() - 1),
+             !box.contiguous()});
     }
     plan_files(std::move(spans));
     return {};
@@ -150,17 +155,12 @@ Result<LoadReport> ReadJob::run() {
     return ended.get_future().get();
 }
 
-plan::FileBox ReadJob::box_of(std::uint32_t index) const {
-    const Item& item = items_[index];
-    auto box = plan::FileBox::make(item.tensor->dtype, item.tensor->chunks[item.read->chunk].sizes,
-                                   item.read->storage_offsets, item.read->lengths);
-    SAFERING_ASSERT(box.has_value()); // made once already, when the items were added
-    return std::move(*box);
+const plan::FileBox& ReadJob::box_of(std::uint32_t item) const {
+    return items_[item].copy.file_box();
 }
 
-std::uint64_t ReadJob::tensor_begin_of(std::uint32_t index) const {
-    const Item& item = items_[index];
-    return item.tensor->storage[item.read->chunk].offset;
+std::uint64_t ReadJob::tensor_begin_of(std::uint32_t item) const {
+    return items_[item].chunk_begin;
 }
 
 Result<void> ReadJob::load(Cell& cell) {
@@ -219,13 +219,9 @@ Result<void> ReadJob::unload(Cell& cell) {
         return {};
     for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
         const Item& item = items_[segment.item];
-        auto copy = box_copy(item);
-        if (!copy)
-            return std::unexpected(std::move(copy.error()));
-        const std::uint64_t begin = tensor_begin_of(segment.item);
-        copy->scatter(cell.buffer.data() + (segment.range.begin - cell.image_begin),
-                      item.destination.data,
-                      {segment.range.begin - begin, segment.range.end - begin});
+        item.copy.scatter(
+            cell.buffer.data() + (segment.range.begin - cell.image_begin), item.destination,
+            {segment.range.begin - item.chunk_begin, segment.range.end - item.chunk_begin});
     }
     return {};
 }

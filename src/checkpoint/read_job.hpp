@@ -23,11 +23,12 @@ class ReadJob final : public CellPipeline {
   public:
     using Handler = std::move_only_function<void(Result<LoadReport>)>;
 
-    /// `destinations` parallel to plan.items, each of the item's lengths. Checks both against the
+    /// The planner is asked here, in plan order, for the memory of the plan's items. Checks both against the
     /// checkpoint, which must stay until the handler has run (on the reactor's thread, once).
-    static Result<std::shared_ptr<ReadJob>>
-    make(Reactor& reactor, const StoredCheckpoint& checkpoint, const LoadPlan& plan,
-         std::vector<MutableTensorView> destinations, ReadJobOptions options);
+    static Result<std::shared_ptr<ReadJob>> make(Reactor& reactor,
+                                                 const StoredCheckpoint& checkpoint,
+                                                 const LoadPlan& plan, LoadPlanner& planner,
+                                                 ReadJobOptions options);
     /// Reads every byte of every tensor of one file and keeps none: what verify does.
     static Result<std::shared_ptr<ReadJob>> make_scan(Reactor& reactor,
                                                       const StoredCheckpoint& checkpoint,
@@ -39,22 +40,24 @@ class ReadJob final : public CellPipeline {
   private:
     // One box of a stored chunk and its destination.
     struct Item {
-        const TensorStorageMetadata* tensor = nullptr;
-        const ReadItem* read = nullptr;
-        MutableTensorView destination;
+        plan::BoxCopy copy;
+        std::byte* destination = nullptr;
+        std::shared_ptr<void> owner;
+        std::uint64_t chunk_begin = 0; // of the stored chunk, in the file
     };
 
     ReadJob(Reactor& reactor, const StoredCheckpoint& checkpoint, ReadJobOptions options);
 
     Result<void> choose_chunk();
-    Result<void> add_items(std::vector<MutableTensorView> destinations);
-    Result<plan::BoxCopy> box_copy(const Item& item) const;
+    Result<void> add_items(const LoadPlan& plan, LoadPlanner& planner);
+    Result<void> add_item(const ReadItem& read, const TensorStorageMetadata& tensor,
+                          MutableTensorView destination);
     void plan_files(std::vector<std::vector<plan::FileSpan>> spans);
     Result<void> load(Cell& cell) override;
     Result<void> unload(Cell& cell) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;
-    plan::FileBox box_of(std::uint32_t item) const override;
+    const plan::FileBox& box_of(std::uint32_t item) const override;
     std::uint64_t tensor_begin_of(std::uint32_t item) const override;
     Result<void> verify(const Cell& cell);
     const StoredFile& stored(const Cell& cell) const {
@@ -63,7 +66,6 @@ class ReadJob final : public CellPipeline {
 
     const StoredCheckpoint& checkpoint_;
     ReadJobOptions options_;
-    LoadPlan plan_;
     std::vector<Item> items_;
     // Index into files_ -> into checkpoint_.files.
     std::vector<std::uint32_t> stored_;

@@ -22,8 +22,8 @@ constexpr const char* file_name = "data.safetensors";
 // Where a vector load of any kind is aligned, and what torch and numpy allocate at.
 constexpr std::uint64_t tensor_alignment = 64;
 
-Result<WriteResults> write_attempt(Reactor& reactor, SavePlan plan, SavePlanner& planner) {
-    auto job = WriteJob::make(reactor, std::move(plan), planner, {.digests = false});
+Result<WriteResults> write_attempt(Reactor& reactor, const SavePlan& plan, SavePlanner& planner) {
+    auto job = WriteJob::make(reactor, plan, planner, {.digests = false});
     if (!job)
         return std::unexpected(std::move(job.error()));
     return (*job)->run();
@@ -85,7 +85,7 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
                                .placements = layout->placements[0]};
     if (auto made = create_attempt_directory(reactor, directory, layout->files); !made)
         return std::unexpected(std::move(made.error()));
-    auto written = write_attempt(reactor, std::move(plan), planner);
+    auto written = write_attempt(reactor, plan, planner);
     auto published = written ? publish(reactor, directory, target)
                              : Result<void>(std::unexpected(std::move(written.error())));
     auto removed = remove_attempt_directory(reactor, directory);

@@ -8,6 +8,7 @@
 #include "checkpoint/read_job.hpp"
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
+#include "plan/tensor_finder.hpp"
 
 namespace safering {
 
@@ -27,15 +28,7 @@ struct HuggingFaceStorageReader::Impl {
     Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner) {
         if (!checkpoint)
             return fail(Errc::plan_not_prepared, "read data", "call read_metadata first");
-        std::vector<MutableTensorView> destinations;
-        destinations.reserve(plan.items.size());
-        for (const ReadItem& item : plan.items) {
-            auto resolved = planner.resolve_tensor(item);
-            if (!resolved)
-                return std::unexpected(std::move(resolved.error()));
-            destinations.push_back(std::move(*resolved));
-        }
-        return ReadJob::make(*reactor.value(), *checkpoint, plan, std::move(destinations),
+        return ReadJob::make(*reactor.value(), *checkpoint, plan, planner,
                              {.verification = options.verification,
                               .progress = options.progress,
                               .stop = stop.get_token(),
@@ -92,10 +85,10 @@ Result<Metadata> HuggingFaceStorageReader::read_metadata() {
 Result<LoadPlan> HuggingFaceStorageReader::prepare_local_plan(LoadPlan plan) const {
     if (!impl_->checkpoint)
         return fail(Errc::plan_not_prepared, "prepare load", "call read_metadata first");
-    const Metadata& metadata = impl_->checkpoint->metadata;
+    plan::TensorFinder tensors(impl_->checkpoint->metadata.tensors);
     for (const ReadItem& item : plan.items) {
-        const auto found = metadata.tensors.find(item.fqn);
-        if (found == metadata.tensors.end() || item.chunk >= found->second.chunks.size())
+        const TensorStorageMetadata* tensor = tensors.find(item.fqn);
+        if (tensor == nullptr || item.chunk >= tensor->chunks.size())
             return std::unexpected(Error{.code = Errc::checkpoint_tensor_missing,
                                          .operation = "prepare load",
                                          .file = impl_->path,

@@ -2,8 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <unordered_map>
-#include <unordered_set>
 
 #include <fmt/format.h>
 
@@ -30,67 +28,44 @@ namespace {
 struct Attempt {
     std::string id;
     std::string directory;
-    plan::Layout layout;
-    /// As they were given out.
-    std::vector<SavePlan> plans;
+    /// Names of the data files.
+    std::vector<std::string> files;
+    std::uint64_t tensor_bytes;
+    ManifestBuilder manifest;
+    /// Empty in a sharded layout.
+    std::string index;
 };
 
 // A rank's own part of the layout, with only the files that it writes.
-StoragePlan storage_of(const Attempt& attempt, std::size_t rank, FileLayout layout,
-                       std::uint64_t chunk_bytes) {
-    StoragePlan storage{.attempt = attempt.id,
-                        .directory = attempt.directory,
-                        .layout = layout,
-                        .chunk_bytes = chunk_bytes,
-                        .files = {},
-                        .placements = attempt.layout.placements[rank]};
+StoragePlan storage_of(const plan::Layout& layout, std::size_t rank, StoragePlan storage) {
+    storage.placements = layout.placements[rank];
     std::map<std::uint32_t, std::uint32_t> own; // index in the layout -> in storage.files
     for (ItemPlacement& placement : storage.placements) {
         const auto [found, inserted] =
             own.try_emplace(placement.file, static_cast<std::uint32_t>(storage.files.size()));
         if (inserted)
-            storage.files.push_back(attempt.layout.files[placement.file].file);
+            storage.files.push_back(layout.files[placement.file].file);
         placement.file = found->second;
     }
     return storage;
 }
 
 // A full file has no place for a byte that nobody writes, and shards with a hole would load no more.
-Result<void> check_coverage(const std::vector<SavePlan>& plans) {
-    struct Tensor {
-        const WriteItem* first = nullptr;
-        /// Empty while the only item is the whole tensor, as it is for most of a large plan.
-        std::vector<ChunkStorageMetadata> chunks;
-    };
-    std::size_t items = 0;
-    for (const SavePlan& plan : plans)
-        items += plan.items.size();
-    std::unordered_map<std::string_view, Tensor> tensors(items);
-    for (const SavePlan& plan : plans)
-        for (const WriteItem& item : plan.items) {
-            Tensor& tensor = tensors[item.fqn];
-            if (tensor.first == nullptr) {
-                tensor.first = &item;
-                if (item.chunk.sizes != item.size)
-                    tensor.chunks.push_back(item.chunk);
-                continue;
-            }
-            if (item.dtype != tensor.first->dtype || item.size != tensor.first->size)
-                return std::unexpected(
-                    Error{.code = Errc::plan_shape_mismatch,
-                          .operation = "prepare global plan",
-                          .tensor = item.fqn,
-                          .detail = fmt::format("rank {} plans another dtype or size than a rank "
-                                                "before it",
-                                                plan.rank)});
-            if (tensor.chunks.empty())
-                tensor.chunks.push_back(tensor.first->chunk);
-            tensor.chunks.push_back(item.chunk);
+Result<void> check_coverage(const std::vector<SavePlan>& plans, const plan::ItemNames& names) {
+    const plan::ItemsByName groups = plan::group_by_name(names);
+    std::vector<ChunkStorageMetadata> chunks;
+    for (std::size_t n = 0; n < names.first_item.size(); ++n) {
+        const WriteItem& first = *names.first_item[n];
+        const bool alone = groups.begin[n + 1] - groups.begin[n] == 1;
+        chunks.clear();
+        for (std::size_t r = groups.begin[n]; !alone && r < groups.begin[n + 1]; ++r) {
+            const auto [plan, item] = groups.references[r];
+            chunks.push_back(plans[plan].items[item].chunk);
         }
-    for (const auto& [fqn, tensor] : tensors) {
-        const std::span<const ChunkStorageMetadata> chunks =
-            tensor.chunks.empty() ? std::span(&tensor.first->chunk, 1) : std::span(tensor.chunks);
-        if (auto tiled = check_tiling(tensor.first->fqn, tensor.first->size, chunks); !tiled)
+        if (auto tiled = check_tiling(first.fqn, first.size,
+                                      alone ? std::span<const ChunkStorageMetadata>(&first.chunk, 1)
+                                            : std::span<const ChunkStorageMetadata>(chunks));
+            !tiled)
             return tiled;
     }
     return {};
@@ -186,24 +161,13 @@ Result<void> HuggingFaceStorageWriter::reset(std::string path) {
 }
 
 Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) const {
-    const auto hash = [](const WriteItem* item) {
-        std::size_t value = std::hash<std::string>{}(item->fqn);
-        for (const std::uint64_t offset : item->chunk.offsets)
-            value = value * 0x9E3779B97F4A7C15 + offset; // Knuth's multiplicative hash
-        return value;
-    };
-    const auto equal = [](const WriteItem* a, const WriteItem* b) {
-        return a->fqn == b->fqn && a->chunk.offsets == b->chunk.offsets;
-    };
-    std::unordered_set<const WriteItem*, decltype(hash), decltype(equal)> seen(plan.items.size(),
-                                                                               hash, equal);
+    const std::string operation = fmt::format("prepare local plan of rank {}", plan.rank);
     for (const WriteItem& item : plan.items) {
         const auto bad = [&](Errc code, std::string detail) {
-            return std::unexpected(
-                Error{.code = code,
-                      .operation = fmt::format("prepare local plan of rank {}", plan.rank),
-                      .tensor = item.fqn,
-                      .detail = std::move(detail)});
+            return std::unexpected(Error{.code = code,
+                                         .operation = operation,
+                                         .tensor = item.fqn,
+                                         .detail = std::move(detail)});
         };
         if (item.chunk.offsets.size() != item.size.size() ||
             item.chunk.sizes.size() != item.size.size())
@@ -212,11 +176,17 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
             if (item.chunk.offsets[d] > item.size[d] ||
                 item.chunk.sizes[d] > item.size[d] - item.chunk.offsets[d])
                 return bad(Errc::plan_out_of_bounds, fmt::format("in dimension {}", d));
-        const bool empty = std::ranges::find(item.chunk.sizes, 0u) != item.chunk.sizes.end();
-        if (!empty && !seen.insert(&item).second)
-            return bad(Errc::plan_duplicate_item, "this rank plans the same chunk twice");
     }
-    return plan;
+    std::vector<SavePlan> plans;
+    plans.push_back(std::move(plan));
+    const auto names = plan::number_names(plans, operation.c_str());
+    if (!names)
+        return std::unexpected(names.error());
+    if (auto differ = plan::check_duplicates(plans, *names); !differ) {
+        differ.error().operation = operation;
+        return std::unexpected(std::move(differ.error()));
+    }
+    return std::move(plans.front());
 }
 
 Result<std::vector<SavePlan>>
@@ -235,32 +205,50 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
                     "a rank that saves alone has one plan, and the sharded layout");
     for (std::size_t rank = 0; rank < plans.size(); ++rank)
         plans[rank].rank = static_cast<std::uint32_t>(rank);
-    if (auto covered =
-            options.alone ? check_part_target(reactor, impl_->target) : check_coverage(plans);
+    auto names = plan::number_names(plans, "prepare global plan");
+    if (!names)
+        return std::unexpected(std::move(names.error()));
+    if (auto covered = options.alone ? check_part_target(reactor, impl_->target)
+                                     : check_coverage(plans, *names);
         !covered)
         return std::unexpected(std::move(covered.error()));
-    auto layout = plan::plan_layout(plans, {.layout = options.layout,
-                                            .fqn_to_index_mapping = options.fqn_to_index_mapping,
-                                            .metadata = options.metadata,
-                                            .first_rank = options.alone ? options.alone->rank : 0,
-                                            .ranks = options.alone ? options.alone->ranks : 0});
+    auto layout = plan::plan_layout(plans, std::move(*names),
+                                    {.layout = options.layout,
+                                     .fqn_to_index_mapping = options.fqn_to_index_mapping,
+                                     .metadata = options.metadata,
+                                     .first_rank = options.alone ? options.alone->rank : 0,
+                                     .ranks = options.alone ? options.alone->ranks : 0});
     if (!layout)
         return std::unexpected(std::move(layout.error()));
     if (auto checked = impl_->check_parent(reactor); !checked)
         return std::unexpected(std::move(checked.error()));
-    Attempt attempt{
-        .id = make_attempt_id(), .directory = {}, .layout = std::move(*layout), .plans = {}};
-    attempt.directory = impl_->attempt_base().attempt_directory(attempt.id);
+    const std::string id = make_attempt_id();
+    const std::string directory = impl_->attempt_base().attempt_directory(id);
     // Never more than the default buffer: a reader must hold a whole piece to check its digest.
     const std::uint64_t chunk_bytes =
         std::min(std::bit_floor(std::uint64_t{reactor.info().buffer_bytes}),
                  std::uint64_t{ReactorOptions{}.buffer_bytes});
     for (std::size_t rank = 0; rank < plans.size(); ++rank)
-        plans[rank].storage = storage_of(attempt, rank, options.layout, chunk_bytes);
-    if (auto created = create_attempt_directory(reactor, attempt.directory, attempt.layout.files);
-        !created)
+        plans[rank].storage = storage_of(*layout, rank,
+                                         {.attempt = id,
+                                          .directory = directory,
+                                          .layout = options.layout,
+                                          .chunk_bytes = chunk_bytes});
+    Attempt attempt{.id = id,
+                    .directory = directory,
+                    .files = {},
+                    .tensor_bytes = layout->total_size,
+                    .manifest = ManifestBuilder(plans, *layout),
+                    .index = {}};
+    for (const plan::LayoutFile& file : layout->files)
+        attempt.files.push_back(file.file.name);
+    if (options.layout == FileLayout::full)
+        attempt.index = index_text(layout->total_size, [&](const auto& add) {
+            for (const auto& [fqn, file] : layout->weight_map)
+                add(fqn, attempt.files[file]);
+        });
+    if (auto created = create_attempt_directory(reactor, directory, layout->files); !created)
         return std::unexpected(std::move(created.error()));
-    attempt.plans = plans;
     impl_->attempt = std::move(attempt);
     return plans;
 }
@@ -284,15 +272,12 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
 // The attempt's directory is left empty, and removed with what an earlier attempt of this rank left.
 Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone() {
     Reactor& running = *reactor.value();
-    std::vector<std::string> files;
-    for (const plan::LayoutFile& file : attempt->layout.files)
-        files.push_back(file.file.name);
-    if (auto done = commit_part(running, target, attempt->directory, files); !done)
+    if (auto done = commit_part(running, target, attempt->directory, attempt->files); !done)
         return std::unexpected(std::move(done.error()));
     SaveReport report{.path = target.path,
                       .attempt = attempt->id,
-                      .files = files.size(),
-                      .tensor_bytes = attempt->layout.total_size,
+                      .files = attempt->files.size(),
+                      .tensor_bytes = attempt->tensor_bytes,
                       .reactor = running.info(),
                       .file_system = file_system,
                       .notes = file_system_notes(file_system)};
@@ -315,7 +300,7 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
     };
     impl_->jobs.wait_idle();
     Attempt& attempt = *impl_->attempt;
-    auto manifest = build_manifest(attempt.plans, attempt.layout, results);
+    auto manifest = attempt.manifest.build(results);
     if (!manifest)
         return give_up(std::move(manifest.error()));
     if (impl_->options.alone) {
@@ -324,27 +309,20 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
     }
     CommitInput input{.target = impl_->target,
                       .attempt = attempt.id,
-                      .data_files = {},
+                      .data_files = attempt.files,
                       .manifest = {},
-                      .index = {},
+                      .index = std::move(attempt.index),
                       .stale = {}};
-    for (const plan::LayoutFile& file : attempt.layout.files)
-        input.data_files.push_back(file.file.name);
-    if (impl_->options.layout == FileLayout::full) {
-        input.index = index_text(attempt.layout.total_size, [&](const auto& add) {
-            for (const auto& [fqn, file] : attempt.layout.weight_map)
-                add(fqn, attempt.layout.files[file].file.name);
-        });
+    if (!input.index.empty())
         manifest->index =
             ManifestIndex{.file_bytes = input.index.size(), .digest = digest_of(input.index)};
-    }
     input.manifest = to_text(*manifest);
     Reactor& reactor = *impl_->reactor.value();
     CommitOutcome outcome = commit_checkpoint(reactor, std::move(input));
     SaveReport report{.path = impl_->target.path,
                       .attempt = attempt.id,
-                      .files = attempt.layout.files.size(),
-                      .tensor_bytes = attempt.layout.total_size,
+                      .files = attempt.files.size(),
+                      .tensor_bytes = attempt.tensor_bytes,
                       .replaced = outcome.replaced,
                       .reactor = reactor.info(),
                       .file_system = impl_->file_system,

@@ -23,7 +23,7 @@ struct StoredFile {
     OpenFile file;
     safetensors::Header header;
     /// Parallel to header.tensors (none for an empty tensor); empty where there are no digests.
-    std::vector<TensorExtents> extents;
+    FileExtents extents;
 
     std::uint64_t file_bytes() const { return file.status().size; }
     ByteRange tensor_range(std::size_t tensor) const {

@@ -1,12 +1,12 @@
 #include "checkpoint/strict_json.hpp"
 
 #include <charconv>
-#include <set>
 
 #include <fmt/format.h>
-#include <xxhash.h>
 
+#include "plan/box.hpp"
 #include "safetensors/json_string.hpp"
+#include "safetensors/key_scopes.hpp"
 
 namespace safering::checkpoint {
 
@@ -20,7 +20,7 @@ constexpr std::size_t seal_bytes = seal_key.size() + 16 + 3; // key, hex, `"}\n`
 Result<nlohmann::json> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
                                          const std::string& operation, const std::string& file) {
     using nlohmann::json;
-    std::vector<std::set<std::string>> keys;
+    safetensors::KeyScopes keys;
     std::string fault;
     const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
         if (!fault.empty())
@@ -28,12 +28,12 @@ Result<nlohmann::json> parse_strict_json(std::string_view text, unsigned max_dep
         if (static_cast<unsigned>(depth) > max_depth)
             fault = fmt::format("nested deeper than {}", max_depth);
         else if (event == json::parse_event_t::object_start)
-            keys.emplace_back();
+            keys.open();
+        else if (event == json::parse_event_t::key)
+            keys.add(parsed.get_ref<const std::string&>());
         else if (event == json::parse_event_t::object_end)
-            keys.pop_back();
-        else if (event == json::parse_event_t::key &&
-                 !keys.back().insert(parsed.get<std::string>()).second)
-            fault = fmt::format("key \"{}\" stands twice", escaped(parsed.get<std::string>()));
+            if (const auto twice = keys.close())
+                fault = fmt::format("key \"{}\" stands twice", escaped(*twice));
         return fault.empty();
     };
     json value;
@@ -50,7 +50,7 @@ Result<nlohmann::json> parse_strict_json(std::string_view text, unsigned max_dep
 }
 
 std::uint64_t digest_of(std::string_view bytes) {
-    return XXH3_64bits(bytes.data(), bytes.size());
+    return plan::digest_of(std::as_bytes(std::span(bytes)));
 }
 
 std::string json_string(std::string_view text) {
@@ -72,17 +72,16 @@ bool is_sealed_json(std::string_view text) {
     return text.substr(body.size()) == fmt::format("{}{:016x}\"}}\n", seal_key, digest_of(body));
 }
 
-std::string hex_digests(const std::vector<std::uint64_t>& digests) {
-    std::string out;
+void append_hex(std::string& out, std::span<const std::uint64_t> digests) {
     for (const std::uint64_t digest : digests)
-        fmt::format_to(std::back_inserter(out), "{:016x}", digest);
-    return out;
+        for (int shift = 60; shift >= 0; shift -= 4)
+            out += "0123456789abcdef"[digest >> shift & 15];
 }
 
-std::optional<std::vector<std::uint64_t>> parse_hex_digests(std::string_view text) {
+std::optional<Digests> parse_hex_digests(std::string_view text) {
     if (text.size() % 16 != 0)
         return std::nullopt;
-    std::vector<std::uint64_t> digests(text.size() / 16);
+    Digests digests(text.size() / 16);
     for (std::size_t i = 0; i < digests.size(); ++i) {
         const char* first = text.data() + 16 * i;
         const auto [end, error] = std::from_chars(first, first + 16, digests[i], 16);

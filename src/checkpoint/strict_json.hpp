@@ -9,7 +9,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include <safering/error.hpp>
+#include <safering/plan.hpp>
 
 namespace safering::checkpoint {
 
@@ -29,9 +29,9 @@ bool is_sealed_json(std::string_view text);
 /// XXH3-64.
 std::uint64_t digest_of(std::string_view bytes);
 
-/// Digests of an extent, 16 hex digits each, joined.
-std::string hex_digests(const std::vector<std::uint64_t>& digests);
+/// Appends the digests of an extent, 16 hex digits each.
+void append_hex(std::string& out, std::span<const std::uint64_t> digests);
 /// Nothing where the text is not that.
-std::optional<std::vector<std::uint64_t>> parse_hex_digests(std::string_view text);
+std::optional<Digests> parse_hex_digests(std::string_view text);
 
 } // namespace safering::checkpoint

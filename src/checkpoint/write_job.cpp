@@ -45,10 +45,8 @@ Result<void> check_source(const SavePlan& plan, std::size_t item, const TensorVi
 
 } // namespace
 
-Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, SavePlan plan,
-                                                 std::vector<TensorView> sources,
-                                                 WriteJobOptions options) {
-    SAFERING_ASSERT(sources.size() == plan.items.size());
+Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, const SavePlan& plan,
+                                                 SavePlanner& planner, WriteJobOptions options) {
     if (!plan.storage || plan.storage->placements.size() != plan.items.size())
         return safering::fail(Errc::plan_not_prepared, "write data",
                               "the plan has no layout: pass it through prepare_global_plan first");
@@ -64,89 +62,79 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, SavePlan plan
                 "the plan's chunks of {} bytes do not fit this rank's buffers of {}; give every "
                 "rank's reactor the same buffer_bytes",
                 plan.storage->chunk_bytes, reactor.info().buffer_bytes));
-    for (std::size_t i = 0; i < sources.size(); ++i)
-        if (auto checked = check_source(plan, i, sources[i]); !checked)
-            return std::unexpected(std::move(checked.error()));
-    std::shared_ptr<WriteJob> job(
-        new WriteJob(reactor, std::move(plan), std::move(sources), std::move(options)));
-    if (auto planned = job->plan_requests(); !planned)
+    std::shared_ptr<WriteJob> job(new WriteJob(reactor, *plan.storage, std::move(options)));
+    if (auto planned = job->plan_requests(plan, planner); !planned)
         return std::unexpected(std::move(planned.error()));
     return job;
 }
 
-Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, SavePlan plan,
-                                                 SavePlanner& planner, WriteJobOptions options) {
-    std::vector<TensorView> sources;
-    sources.reserve(plan.items.size());
-    for (const WriteItem& item : plan.items) {
-        auto resolved = planner.resolve_data(item);
-        if (!resolved)
-            return std::unexpected(std::move(resolved.error()));
-        sources.push_back(std::move(*resolved));
+WriteJob::WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions options)
+    : CellPipeline(reactor, Opcode::write, std::move(options.progress), std::move(options.stop)),
+      directory_(storage.directory), chunk_bytes_(storage.chunk_bytes), digests_(options.digests) {}
+
+// Its own bytes in its file, checked.
+Result<plan::FileSpan> WriteJob::add_item(const SavePlan& plan, std::size_t index,
+                                          TensorView source) {
+    const StoragePlan& storage = *plan.storage;
+    const WriteItem& item = plan.items[index];
+    const ItemPlacement& placement = storage.placements[index];
+    if (auto checked = check_source(plan, index, source); !checked)
+        return std::unexpected(std::move(checked.error()));
+    if (placement.file >= storage.files.size())
+        return safering::fail(Errc::plan_bad_bytes, "write data", "placement names no file");
+    const StoredBox stored = stored_box(plan, item);
+    auto copy = plan::BoxCopy::make(item.dtype, stored.stored, stored.offsets, item.chunk.sizes,
+                                    source.strides);
+    if (!copy) {
+        copy.error().tensor = item.fqn;
+        return std::unexpected(std::move(copy.error()));
     }
-    return make(reactor, std::move(plan), std::move(sources), std::move(options));
+    const plan::FileBox& box = copy->file_box();
+    auto length = byte_size(item.dtype, stored.stored);
+    if (!length)
+        return std::unexpected(std::move(length.error()));
+    const PlannedFile& file = storage.files[placement.file];
+    const ByteRange hull = box.hull().shifted(placement.tensor_begin);
+    if (hull.end > file.file_bytes || placement.tensor_begin < file.data_begin)
+        return safering::fail(
+            Errc::plan_out_of_bounds, "write data",
+            fmt::format("item of \"{}\" lies outside {}", escaped(item.fqn), file.name));
+    results_.items.push_back({.index = item.index(),
+                              .size_in_bytes = box.bytes(),
+                              .storage = {placement.file, placement.tensor_begin, *length},
+                              .digests = Digests(digests_ ? cell_count(hull, chunk_bytes_) : 0)});
+    const plan::FileSpan span{hull, static_cast<std::uint32_t>(index), !box.contiguous()};
+    items_.push_back({std::move(*copy), source.data, std::move(source.owner),
+                      placement.tensor_begin, hull.begin / chunk_bytes_});
+    return span;
 }
 
-WriteJob::WriteJob(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources,
-                   WriteJobOptions options)
-    : CellPipeline(reactor, Opcode::write, std::move(options.progress), std::move(options.stop)), plan_(std::move(plan)),
-      sources_(std::move(sources)), digests_(options.digests) {}
-
-Result<plan::BoxCopy> WriteJob::box_copy(std::uint32_t item) const {
-    const WriteItem& planned = plan_.items[item];
-    const StoredBox box = stored_box(plan_, planned);
-    auto copy = plan::BoxCopy::make(planned.dtype, box.stored, box.offsets, planned.chunk.sizes,
-                                    sources_[item].strides);
-    if (!copy)
-        copy.error().tensor = planned.fqn;
-    return copy;
-}
-
-Result<void> WriteJob::plan_requests() {
-    const StoragePlan& storage = *plan_.storage;
-    results_ = {.rank = plan_.rank, .attempt = storage.attempt, .files = {}, .items = {}};
+Result<void> WriteJob::plan_requests(const SavePlan& plan, SavePlanner& planner) {
+    const StoragePlan& storage = *plan.storage;
+    results_ = {.rank = plan.rank, .attempt = storage.attempt, .files = {}, .items = {}};
     for (const PlannedFile& file : storage.files)
         results_.files.push_back(file.name);
     std::vector<std::vector<plan::FileSpan>> spans(storage.files.size());
-    first_cell_.resize(plan_.items.size());
-    results_.items.resize(plan_.items.size());
-    for (std::uint32_t i = 0; i < plan_.items.size(); ++i) {
-        const WriteItem& item = plan_.items[i];
-        const ItemPlacement& placement = storage.placements[i];
-        if (placement.file >= storage.files.size())
-            return safering::fail(Errc::plan_bad_bytes, "write data", "placement names no file");
-        auto copy = box_copy(i);
-        if (!copy)
-            return std::unexpected(std::move(copy.error()));
-        const plan::FileBox& box = copy->file_box();
-        auto length = byte_size(item.dtype, stored_box(plan_, item).stored);
-        if (!length)
-            return std::unexpected(std::move(length.error()));
-        const PlannedFile& file = storage.files[placement.file];
-        const ByteRange hull = box.hull().shifted(placement.tensor_begin);
-        if (hull.end > file.file_bytes || placement.tensor_begin < file.data_begin)
-            return safering::fail(
-                Errc::plan_out_of_bounds, "write data",
-                fmt::format("item of \"{}\" lies outside {}", escaped(item.fqn), file.name));
-        first_cell_[i] = hull.begin / storage.chunk_bytes;
-        results_.items[i] = {
-            .index = {}, // moved from the plan when all is done: a name is kept once
-            .size_in_bytes = box.bytes(),
-            .storage = {placement.file, placement.tensor_begin, *length},
-            .digests =
-                std::vector<std::uint64_t>(digests_ ? cell_count(hull, storage.chunk_bytes) : 0),
-        };
-        spans[placement.file].push_back({hull, i, !box.contiguous()});
+    items_.reserve(plan.items.size());
+    results_.items.reserve(plan.items.size());
+    for (std::size_t i = 0; i < plan.items.size(); ++i) {
+        auto source = planner.resolve_data(plan.items[i]);
+        if (!source)
+            return std::unexpected(std::move(source.error()));
+        auto span = add_item(plan, i, std::move(*source));
+        if (!span)
+            return std::unexpected(std::move(span.error()));
+        spans[storage.placements[i].file].push_back(*span);
     }
     for (std::uint32_t f = 0; f < spans.size(); ++f) {
-        auto requests = plan::RequestPlanner(storage.chunk_bytes).plan_writes(std::move(spans[f]));
+        auto requests = plan::RequestPlanner(chunk_bytes_).plan_writes(std::move(spans[f]));
         if (!requests) {
             requests.error().file = storage.files[f].name;
             return std::unexpected(std::move(requests.error()));
         }
         if (requests->requests.empty())
             continue;
-        files_.push_back({.path = join(storage.directory, storage.files[f].name),
+        files_.push_back({.path = join(directory_, storage.files[f].name),
                           .file_bytes = storage.files[f].file_bytes,
                           .plan = std::move(*requests)});
     }
@@ -180,7 +168,7 @@ void WriteJob::open_files() {
             error_ =
                 Error{.code = Errc::checkpoint_not_visible,
                       .operation = "write data",
-                      .file = plan_.storage->directory,
+                      .file = directory_,
                       .detail = "the coordinator made this directory, this rank does not see it: "
                                 "all ranks must reach one file system under the same path (or the "
                                 "save was aborted meanwhile)"};
@@ -201,33 +189,27 @@ void WriteJob::open_files() {
     }
 }
 
-plan::FileBox WriteJob::box_of(std::uint32_t item) const {
-    auto box = file_box(plan_, plan_.items[item]);
-    SAFERING_ASSERT(box.has_value()); // made once already, when the requests were planned
-    return std::move(*box);
+const plan::FileBox& WriteJob::box_of(std::uint32_t item) const {
+    return items_[item].copy.file_box();
 }
 
 std::uint64_t WriteJob::tensor_begin_of(std::uint32_t item) const {
-    return plan_.storage->placements[item].tensor_begin;
+    return items_[item].tensor_begin;
 }
 
 Result<void> WriteJob::load(Cell& cell) {
-    const File& file = files_[cell.file];
     cell.image_begin = round_down(cell.request->range.begin, block_bytes);
     plan::Digest digest;
-    for (const plan::Segment& segment : file.plan.segments_of(*cell.request)) {
-        auto copy = box_copy(segment.item);
-        if (!copy)
-            return std::unexpected(std::move(copy.error()));
-        const std::uint64_t begin = plan_.storage->placements[segment.item].tensor_begin;
+    for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
+        const Item& item = items_[segment.item];
         digest.reset();
-        copy->gather(sources_[segment.item].data,
-                     cell.buffer.data() + (segment.range.begin - cell.image_begin),
-                     {segment.range.begin - begin, segment.range.end - begin},
-                     digests_ ? &digest : nullptr);
+        item.copy.gather(
+            item.source, cell.buffer.data() + (segment.range.begin - cell.image_begin),
+            {segment.range.begin - item.tensor_begin, segment.range.end - item.tensor_begin},
+            digests_ ? &digest : nullptr);
         if (digests_)
-            results_.items[segment.item].digests[segment.range.begin / plan_.storage->chunk_bytes -
-                                                 first_cell_[segment.item]] = digest.value();
+            results_.items[segment.item]
+                .digests[segment.range.begin / chunk_bytes_ - item.first_cell] = digest.value();
     }
     cell.transfers = plan::write_transfers(runs_of(cell), block_bytes, direct_min_bytes);
     return {};
@@ -267,16 +249,13 @@ void WriteJob::close_files() {
 
 void WriteJob::deliver() {
     delivered_ = true;
-    sources_.clear(); // the owners' memory is free before the caller hears of it
+    items_.clear(); // the owners' memory is free before the caller hears of it
     Handler handler = std::move(handler_);
     if (error_) {
-        error_->operation += fmt::format(" of rank {}", plan_.rank);
+        error_->operation += fmt::format(" of rank {}", results_.rank);
         handler(std::unexpected(std::move(*error_)));
         return;
     }
-    for (std::size_t i = 0; i < results_.items.size(); ++i)
-        results_.items[i].index = {std::move(plan_.items[i].fqn),
-                                   std::move(plan_.items[i].chunk.offsets)};
     handler(std::move(results_));
 }
 

@@ -21,22 +21,30 @@ class WriteJob final : public CellPipeline {
   public:
     using Handler = std::move_only_function<void(Result<WriteResults>)>;
 
-    /// `plan.storage` must be set; `sources` parallel to plan.items. Checks both. The handler runs on the
-    /// reactor's thread, once.
-    static Result<std::shared_ptr<WriteJob>>
-    make(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources, WriteJobOptions options);
-    /// The same, with the planner's views of the plan's items, asked for here in plan order.
-    static Result<std::shared_ptr<WriteJob>> make(Reactor& reactor, SavePlan plan,
+    /// `plan.storage` must be set; the planner is asked here, in plan order, for the views of the plan's
+    /// items. Checks both, and needs neither afterwards.
+    static Result<std::shared_ptr<WriteJob>> make(Reactor& reactor, const SavePlan& plan,
                                                   SavePlanner& planner, WriteJobOptions options);
+    /// The handler runs on the reactor's thread, once.
     void start(Handler handler);
     /// Starts and blocks until the end. Not from the reactor's thread.
     Result<WriteResults> run();
 
   private:
-    WriteJob(Reactor& reactor, SavePlan plan, std::vector<TensorView> sources,
-             WriteJobOptions options);
+    // A planned item and its memory.
+    struct Item {
+        plan::BoxCopy copy;
+        const std::byte* source = nullptr;
+        std::shared_ptr<const void> owner;
+        std::uint64_t tensor_begin = 0;
+        // That its hull touches.
+        std::uint64_t first_cell = 0;
+    };
 
-    Result<void> plan_requests();
+    WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions options);
+
+    Result<void> plan_requests(const SavePlan& plan, SavePlanner& planner);
+    Result<plan::FileSpan> add_item(const SavePlan& plan, std::size_t item, TensorView source);
     void open_files();
     Result<void> load(Cell& cell) override;
     Result<void> unload(Cell& cell) override;
@@ -44,16 +52,14 @@ class WriteJob final : public CellPipeline {
     void on_idle() override;
     void close_files();
     void deliver();
-    plan::FileBox box_of(std::uint32_t item) const override;
+    const plan::FileBox& box_of(std::uint32_t item) const override;
     std::uint64_t tensor_begin_of(std::uint32_t item) const override;
-    Result<plan::BoxCopy> box_copy(std::uint32_t item) const;
 
-    SavePlan plan_;
-    std::vector<TensorView> sources_;
+    std::string directory_;
+    std::uint64_t chunk_bytes_;
     bool digests_;
+    std::vector<Item> items_;
     WriteResults results_;
-    // First cell that each item's hull touches.
-    std::vector<std::uint64_t> first_cell_;
     Handler handler_;
     bool opened_ = false;
     bool closing_ = false;

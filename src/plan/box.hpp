@@ -110,6 +110,8 @@ class BoxCopy {
     std::uint64_t run_bytes_ = 0;
 };
 
+/// Digest of bytes that lie together.
+std::uint64_t digest_of(std::span<const std::byte> bytes);
 /// Digest of the box's bytes inside `window`, from an image of that window.
 std::uint64_t digest_of_image(const FileBox& box, const std::byte* image, ByteRange window);
 

@@ -215,6 +215,11 @@ void BoxCopy::scatter(const std::byte* image, std::byte* memory, ByteRange windo
     const ByteRange part = window.clip(file_box_.hull());
     if (part.empty())
         return;
+    if (loops_.empty() && part.size() < small_bytes) {
+        std::memcpy(memory + (part.begin - file_box_.hull().begin),
+                    image + (part.begin - window.begin), part.size());
+        return;
+    }
     move(ToMemory{memory, image, window.begin}, part);
     if (run_bytes_ >= streaming_min_bytes)
         streaming_fence();

@@ -2,7 +2,7 @@
 
 namespace safering::plan {
 
-ChunkIndex::ChunkIndex(const Shape& size, const std::vector<ChunkStorageMetadata>& chunks)
+ChunkIndex::ChunkIndex(const Shape& size, std::span<const ChunkStorageMetadata> chunks)
     : chunks_(chunks) {
     // The dimension with the most distinct offsets tells chunks apart best.
     std::size_t most = 0;

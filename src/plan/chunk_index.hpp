@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include <safering/plan.hpp>
@@ -12,7 +13,7 @@ namespace safering::plan {
 class ChunkIndex {
   public:
     /// Borrows the chunks, which must have the rank of `size` and lie inside it.
-    ChunkIndex(const Shape& size, const std::vector<ChunkStorageMetadata>& chunks);
+    ChunkIndex(const Shape& size, std::span<const ChunkStorageMetadata> chunks);
 
     /// Calls f(index, common box) for every chunk that has elements in common with `box`, by rising
     /// offset along the dimension that is split most.
@@ -25,7 +26,7 @@ class ChunkIndex {
         std::uint64_t highest_end; // of this entry and those before it
         std::uint32_t chunk;
     };
-    const std::vector<ChunkStorageMetadata>& chunks_;
+    std::span<const ChunkStorageMetadata> chunks_;
     std::size_t dimension_ = 0;
     std::vector<Entry> entries_;
 };

@@ -11,6 +11,7 @@
 // x86, hence weak. The states are the same, so falling back changes the speed only.
 extern "C" [[gnu::weak]] XXH_errorcode XXH3_64bits_update_dispatch(XXH3_state_t* state,
                                                                    const void* input, size_t bytes);
+extern "C" [[gnu::weak]] XXH64_hash_t XXH3_64bits_dispatch(const void* input, size_t bytes);
 
 namespace safering::plan {
 
@@ -76,6 +77,11 @@ std::uint64_t Digest::value() const {
 
 void Digest::update(const FileBox& box, const std::byte* image, ByteRange window) {
     update_from(state_->xxh3, box, image, window);
+}
+
+std::uint64_t digest_of(std::span<const std::byte> bytes) {
+    return XXH3_64bits_dispatch != nullptr ? XXH3_64bits_dispatch(bytes.data(), bytes.size())
+                                           : XXH3_64bits(bytes.data(), bytes.size());
 }
 
 std::uint64_t digest_of_image(const FileBox& box, const std::byte* image, ByteRange window) {

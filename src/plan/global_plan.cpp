@@ -37,12 +37,15 @@ class GlobalPlanner {
         for (std::size_t p = 0; p < plans_.size(); ++p)
             keep_[p].resize(plans_[p].items.size());
         Metadata metadata;
-        for (std::size_t n = 0; n + 1 < groups_.begin.size(); ++n) {
-            auto tensor = plan_tensor(groups_.begin[n], groups_.begin[n + 1]);
-            if (!tensor)
-                return std::unexpected(std::move(tensor.error()));
-            metadata.tensors.emplace_hint(metadata.tensors.end(), names_.first_item[n]->fqn,
-                                          std::move(*tensor));
+        metadata.tensors.reserve(names_.first_item.size());
+        for (std::size_t n = 0; n < names_.first_item.size(); ++n) {
+            const WriteItem& first = *names_.first_item[n];
+            const auto added = metadata.tensors.emplace_hint(
+                metadata.tensors.end(), first.fqn, TensorStorageMetadata{first.dtype, first.size});
+            if (auto planned =
+                    plan_tensor(groups_.begin[n], groups_.begin[n + 1], added->second.chunks);
+                !planned)
+                return std::unexpected(std::move(planned.error()));
         }
         assign_replicas();
         return metadata;
@@ -100,8 +103,8 @@ class GlobalPlanner {
         return width;
     }
 
-    // Items [begin, end) of one name.
-    Result<TensorStorageMetadata> plan_tensor(std::size_t begin, std::size_t end) {
+    // Items [begin, end) of one name; its chunks.
+    Result<void> plan_tensor(std::size_t begin, std::size_t end, Chunks& chunks) {
         const auto width = element_bits(begin, end);
         if (!width)
             return std::unexpected(width.error());
@@ -110,14 +113,14 @@ class GlobalPlanner {
         if (end - begin > 1)
             std::sort(first, last, [&](ItemReference a, ItemReference b) { return before(a, b); });
 
-        TensorStorageMetadata tensor{item_at(*first).dtype, item_at(*first).size, {}, {}};
-        std::vector<std::size_t> holder; // of each chunk, its first reference
+        // Of each chunk, its first reference.
+        boost::container::small_vector<std::size_t, 1> holder;
         for (std::size_t r = begin; r < end;) {
             const ChunkStorageMetadata& chunk = item_at(groups_.references[r]).chunk;
             const std::size_t replicas = r;
             while (r < end && item_at(groups_.references[r]).chunk == chunk)
                 ++r;
-            tensor.chunks.push_back(chunk);
+            chunks.push_back(chunk);
             holder.push_back(replicas);
             // Elements come in eights where they are smaller than a byte.
             const std::uint64_t elements = plan::element_count(chunk.sizes).value_or(0);
@@ -127,9 +130,7 @@ class GlobalPlanner {
             else
                 replicated_.push_back({bytes, replicas, r});
         }
-        if (auto tiled = check_chunks(item_at(*first), tensor.chunks, holder); !tiled)
-            return std::unexpected(std::move(tiled.error()));
-        return tensor;
+        return check_chunks(item_at(*first), chunks, holder);
     }
 
     // By place, then by rank; the plan's position decides between plans of one rank.
@@ -144,9 +145,8 @@ class GlobalPlanner {
         return a.plan != b.plan ? a.plan < b.plan : a.item < b.item;
     }
 
-    Result<void> check_chunks(const WriteItem& item,
-                              const std::vector<ChunkStorageMetadata>& chunks,
-                              const std::vector<std::size_t>& holder) const {
+    Result<void> check_chunks(const WriteItem& item, const Chunks& chunks,
+                              std::span<const std::size_t> holder) const {
         const auto fault = plan::find_tiling_fault(item.size, chunks);
         if (!fault)
             return {};

@@ -1,19 +1,49 @@
 #include "plan/item_names.hpp"
 
+#include <algorithm>
 #include <bit>
+#include <string_view>
 
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include "name_order.hpp"
 #include "plan/text.hpp"
 
 namespace safering::plan {
 
 namespace {
 
-std::uint64_t hash_of(std::string_view fqn) {
-    return XXH3_64bits(fqn.data(), fqn.size());
-}
+// Names -> numbers, without nodes: a million names miss the caches once each, and cost 16 MiB.
+class NameTable {
+  public:
+    /// `items` grows as the table does: the number of a name is its place there.
+    NameTable(std::size_t names, const std::vector<const WriteItem*>& items)
+        : slots_(std::bit_ceil(2 * names + 1)), items_(items) {}
+
+    /// The number of the item's name, or the next one.
+    std::uint32_t add(const WriteItem& item) {
+        const std::uint64_t hash = XXH3_64bits(item.fqn.data(), item.fqn.size());
+        const std::size_t mask = slots_.size() - 1;
+        const auto high = static_cast<std::uint32_t>(hash >> 32);
+        std::size_t at = hash & mask;
+        while (slots_[at].number != none &&
+               (slots_[at].hash != high || items_[slots_[at].number]->fqn != item.fqn))
+            at = (at + 1) & mask;
+        if (slots_[at].number == none)
+            slots_[at] = {high, static_cast<std::uint32_t>(items_.size())};
+        return slots_[at].number;
+    }
+
+  private:
+    static constexpr std::uint32_t none = ~std::uint32_t{0};
+    struct Slot {
+        std::uint32_t hash = 0;
+        std::uint32_t number = none;
+    };
+    std::vector<Slot> slots_; // a power of two, at least twice the names
+    const std::vector<const WriteItem*>& items_;
+};
 
 std::unexpected<Error> disagreement(const WriteItem& first, const SavePlan& plan,
                                     const WriteItem& item, const char* operation) {
@@ -26,25 +56,28 @@ std::unexpected<Error> disagreement(const WriteItem& first, const SavePlan& plan
     return error;
 }
 
+// From order of first sight to order of the names.
+void sort(ItemNames& names) {
+    std::vector<std::string_view> fqns;
+    fqns.reserve(names.first_item.size());
+    for (const WriteItem* item : names.first_item)
+        fqns.push_back(item->fqn);
+    if (std::ranges::is_sorted(fqns))
+        return;
+    const std::vector<std::uint32_t> order = name_order(fqns);
+    std::vector<std::uint32_t> number_of(order.size());
+    std::vector<const WriteItem*> first_item(order.size());
+    for (std::uint32_t number = 0; number < order.size(); ++number) {
+        number_of[order[number]] = number;
+        first_item[number] = names.first_item[order[number]];
+    }
+    names.first_item = std::move(first_item);
+    for (auto& numbers : names.number_of_item)
+        for (std::uint32_t& number : numbers)
+            number = number_of[number];
+}
+
 } // namespace
-
-void ItemNames::reserve(std::size_t names) {
-    slots_.resize(std::bit_ceil(2 * names + 1));
-}
-
-std::size_t ItemNames::slot_of(std::string_view fqn, std::uint64_t hash) const {
-    const std::size_t mask = slots_.size() - 1;
-    const auto high = static_cast<std::uint32_t>(hash >> 32);
-    std::size_t at = hash & mask;
-    while (slots_[at].number != none &&
-           (slots_[at].hash != high || first_item[slots_[at].number]->fqn != fqn))
-        at = (at + 1) & mask;
-    return at;
-}
-
-std::uint32_t ItemNames::find(std::string_view fqn) const {
-    return slots_.empty() ? none : slots_[slot_of(fqn, hash_of(fqn))].number;
-}
 
 Result<ItemNames> number_names(const std::vector<SavePlan>& plans, const char* operation) {
     ItemNames names;
@@ -52,25 +85,22 @@ Result<ItemNames> number_names(const std::vector<SavePlan>& plans, const char* o
     std::size_t items = 0;
     for (const SavePlan& plan : plans)
         items += plan.items.size();
-    SAFERING_ASSERT(items < ItemNames::none);
-    names.reserve(items);
+    SAFERING_ASSERT(items < ~std::uint32_t{0});
+    NameTable table(items, names.first_item);
     for (const SavePlan& plan : plans) {
         auto& numbers = names.number_of_item.emplace_back();
         numbers.reserve(plan.items.size());
         for (const WriteItem& item : plan.items) {
-            const std::uint64_t hash = hash_of(item.fqn);
-            ItemNames::Slot& slot = names.slots_[names.slot_of(item.fqn, hash)];
-            if (slot.number == ItemNames::none) {
-                slot = {static_cast<std::uint32_t>(hash >> 32),
-                        static_cast<std::uint32_t>(names.first_item.size())};
+            const std::uint32_t number = table.add(item);
+            if (number == names.first_item.size())
                 names.first_item.push_back(&item);
-            }
-            const WriteItem& first = *names.first_item[slot.number];
+            const WriteItem& first = *names.first_item[number];
             if (first.dtype != item.dtype || first.size != item.size)
                 return disagreement(first, plan, item, operation);
-            numbers.push_back(slot.number);
+            numbers.push_back(number);
         }
     }
+    sort(names);
     return names;
 }
 

@@ -50,7 +50,7 @@ std::uint32_t largest_index(const LayoutOptions& options) {
     return largest;
 }
 
-// write_header checks names too, but after the metadata that names them in a sharded layout.
+// For a sharded layout, whose metadata names tensors before write_header checks them.
 Result<void> check_names(const ItemNames& names) {
     for (const WriteItem* item : names.first_item)
         if (const std::size_t at = find_invalid_utf8(item->fqn); at != std::string::npos)
@@ -75,47 +75,24 @@ Result<void> check_boxes(const std::vector<SavePlan>& plans) {
     return {};
 }
 
-// No chunk is there twice, but for those without elements.
-Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemNames& names) {
-    const ItemsByName groups = group_by_name(names);
-    const auto item_at = [&](ItemReference reference) -> const WriteItem& {
-        return plans[reference.plan].items[reference.item];
-    };
-    std::vector<ItemReference> filled;
-    for (std::size_t n = 0; n + 1 < groups.begin.size(); ++n) {
-        if (groups.begin[n + 1] - groups.begin[n] < 2)
-            continue;
-        filled.clear();
-        for (std::size_t r = groups.begin[n]; r < groups.begin[n + 1]; ++r)
-            if (element_count(item_at(groups.references[r]).chunk.sizes) != 0)
-                filled.push_back(groups.references[r]);
-        const auto by_offsets = [&](ItemReference a, ItemReference b) {
-            return item_at(a).chunk.offsets < item_at(b).chunk.offsets;
-        };
-        std::stable_sort(filled.begin(), filled.end(), by_offsets);
-        for (std::size_t i = 1; i < filled.size(); ++i)
-            if (!by_offsets(filled[i - 1], filled[i]))
-                return item_error(Errc::plan_duplicate_item, item_at(filled[i]),
-                                  fmt::format("chunk {} is in the plans of ranks {} and {}",
-                                              in_words(item_at(filled[i]).chunk),
-                                              plans[filled[i - 1].plan].rank,
-                                              plans[filled[i].plan].rank));
-    }
-    return {};
-}
-
 // The output file index of every name.
 Result<std::vector<std::uint32_t>> map_names(const ItemNames& names, const LayoutOptions& options) {
-    const bool unmapped = options.fqn_to_index_mapping.empty();
-    std::vector<std::uint32_t> index_of(names.first_item.size(), unmapped ? 1 : none);
-    for (const auto& [fqn, index] : options.fqn_to_index_mapping)
-        if (const std::uint32_t number = names.find(fqn); number != ItemNames::none)
-            index_of[number] = index;
-    for (std::size_t n = 0; n < index_of.size(); ++n)
-        if (index_of[n] == none)
-            return item_error(Errc::plan_unmapped_tensor, *names.first_item[n],
+    const FqnToIndexMapping& mapping = options.fqn_to_index_mapping;
+    std::vector<std::uint32_t> index_of(names.first_item.size(), 1);
+    if (mapping.empty())
+        return index_of;
+    auto mapped = mapping.begin(); // both sides rise
+    for (std::size_t n = 0; n < index_of.size(); ++n) {
+        const WriteItem& item = *names.first_item[n];
+        int order = -1;
+        while (mapped != mapping.end() && (order = mapped->first.compare(item.fqn)) < 0)
+            ++mapped;
+        if (mapped == mapping.end() || order != 0)
+            return item_error(Errc::plan_unmapped_tensor, item,
                               fmt::format("expected it among the {} names of the mapping; add it",
-                                          options.fqn_to_index_mapping.size()));
+                                          mapping.size()));
+        index_of[n] = mapped->second;
+    }
     return index_of;
 }
 
@@ -188,15 +165,12 @@ file_metadata(const LayoutOptions& options, const std::vector<StoredTensor*>& st
 // Header and places of one file that holds `stored`.
 Result<LayoutFile> lay_out_file(std::string file_name, const std::vector<StoredTensor*>& stored,
                                 const LayoutOptions& options) {
-    std::vector<safetensors::TensorEntry> tensors;
+    std::vector<safetensors::TensorEntryView> tensors;
     tensors.reserve(stored.size());
     for (const StoredTensor* one : stored) {
         const WriteItem& item = *one->item;
-        tensors.push_back(
-            {.name = item.fqn,
-             .dtype = item.dtype,
-             .shape = options.layout == FileLayout::full ? item.size : item.chunk.sizes,
-             .data = {}});
+        const Shape& shape = options.layout == FileLayout::full ? item.size : item.chunk.sizes;
+        tensors.push_back({item.fqn, item.dtype, {shape.data(), shape.size()}, {}});
     }
     const auto wrong = [&](Error error) {
         error.file = file_name;
@@ -240,23 +214,62 @@ Result<void> lay_out_files(Draft& draft, const LayoutOptions& options, Layout& l
 
 } // namespace
 
+Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemNames& names) {
+    std::size_t items = 0;
+    for (const SavePlan& plan : plans)
+        items += plan.items.size();
+    if (items == names.first_item.size())
+        return {};
+    const ItemsByName groups = group_by_name(names);
+    const auto item_at = [&](ItemReference reference) -> const WriteItem& {
+        return plans[reference.plan].items[reference.item];
+    };
+    std::vector<ItemReference> filled;
+    for (std::size_t n = 0; n + 1 < groups.begin.size(); ++n) {
+        if (groups.begin[n + 1] - groups.begin[n] < 2)
+            continue;
+        filled.clear();
+        for (std::size_t r = groups.begin[n]; r < groups.begin[n + 1]; ++r)
+            if (element_count(item_at(groups.references[r]).chunk.sizes) != 0)
+                filled.push_back(groups.references[r]);
+        const auto by_offsets = [&](ItemReference a, ItemReference b) {
+            return item_at(a).chunk.offsets < item_at(b).chunk.offsets;
+        };
+        std::stable_sort(filled.begin(), filled.end(), by_offsets);
+        for (std::size_t i = 1; i < filled.size(); ++i)
+            if (!by_offsets(filled[i - 1], filled[i]))
+                return item_error(Errc::plan_duplicate_item, item_at(filled[i]),
+                                  fmt::format("chunk {} is in the plans of ranks {} and {}",
+                                              in_words(item_at(filled[i]).chunk),
+                                              plans[filled[i - 1].plan].rank,
+                                              plans[filled[i].plan].rank));
+    }
+    return {};
+}
+
 Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptions& options) {
     auto names = number_names(plans, "lay out checkpoint");
     if (!names)
         return std::unexpected(std::move(names.error()));
-    if (auto good = check_names(*names); !good)
+    return plan_layout(plans, std::move(*names), options);
+}
+
+Result<Layout> plan_layout(const std::vector<SavePlan>& plans, ItemNames names,
+                           const LayoutOptions& options) {
+    const bool full = options.layout == FileLayout::full;
+    if (auto good = full ? Result<void>() : check_names(names); !good)
         return std::unexpected(std::move(good.error()));
     if (auto good = check_boxes(plans); !good)
         return std::unexpected(std::move(good.error()));
-    if (auto good = check_duplicates(plans, *names); !good)
+    if (auto good = check_duplicates(plans, names); !good)
         return std::unexpected(std::move(good.error()));
-    const auto index_of = map_names(*names, options);
+    const auto index_of = map_names(names, options);
     if (!index_of)
         return std::unexpected(index_of.error());
 
-    const bool full = options.layout == FileLayout::full;
     Draft draft =
-        full ? draft_full(std::move(*names), *index_of) : draft_sharded(plans, *names, *index_of, options);
+        full ? draft_full(std::move(names), *index_of)
+             : draft_sharded(plans, names, *index_of, options);
     Layout layout;
     if (auto laid = lay_out_files(draft, options, layout); !laid)
         return std::unexpected(std::move(laid.error()));
@@ -266,9 +279,11 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptio
         for (const std::uint32_t s : stored_of_item)
             placements.push_back({draft.stored[s].file, draft.stored[s].begin});
     }
-    if (full)
+    if (full) { // stored by name
+        layout.weight_map.reserve(draft.stored.size());
         for (const StoredTensor& stored : draft.stored)
             layout.weight_map.emplace_hint(layout.weight_map.end(), stored.item->fqn, stored.file);
+    }
     return layout;
 }
 

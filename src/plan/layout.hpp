@@ -11,6 +11,8 @@
 
 #include <safering/plan.hpp>
 
+#include "plan/item_names.hpp"
+
 namespace safering::plan {
 
 /// fqn -> 1-based index of its output file.
@@ -41,8 +43,8 @@ struct Layout {
     std::vector<LayoutFile> files;
     /// Parallel to the plans, then to their items; ItemPlacement::file indexes `files`.
     std::vector<std::vector<ItemPlacement>> placements;
-    /// fqn -> index into `files`; of a full layout only.
-    std::map<std::string, std::uint32_t, std::less<>> weight_map;
+    /// fqn, borrowed from the plans -> index into `files`; of a full layout only.
+    boost::container::flat_map<std::string_view, std::uint32_t> weight_map;
     /// Bytes of all tensors.
     std::uint64_t total_size = 0;
 };
@@ -59,6 +61,12 @@ struct Layout {
 /// those of FileBox::make for an item that is not a box of its tensor, and those of
 /// safetensors::assign_offsets and write_header.
 Result<Layout> plan_layout(const std::vector<SavePlan>& plans, const LayoutOptions& options);
+/// The same, with the plans' names as number_names gave them.
+Result<Layout> plan_layout(const std::vector<SavePlan>& plans, ItemNames names,
+                           const LayoutOptions& options);
+
+/// Whether no chunk is there twice, but for those without elements. Errors: plan_duplicate_item.
+Result<void> check_duplicates(const std::vector<SavePlan>& plans, const ItemNames& names);
 
 /// "model-00001-of-00002.safetensors"
 std::string full_file_name(std::uint32_t index, std::uint32_t largest);

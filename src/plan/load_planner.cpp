@@ -1,13 +1,15 @@
 #include <safering/planner.hpp>
 
 #include <algorithm>
-#include <optional>
+#include <memory>
 #include <tuple>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include "plan/chunk_index.hpp"
 #include "plan/sorted.hpp"
+#include "plan/tensor_finder.hpp"
 #include "plan/text.hpp"
 #include "plan/tiling.hpp"
 
@@ -105,17 +107,23 @@ Shape difference(const Shape& a, const Shape& b) {
     return out;
 }
 
-// Items for all of the destination, as the stored chunks hold each element once.
+// Items for all of the destination, as the stored chunks hold each element once. Without an index the tensor has
+// one chunk.
 void add_items(const LocalDestination& destination, const TensorStorageMetadata& stored,
-               const plan::ChunkIndex& index, std::vector<ReadItem>& items) {
+               const plan::ChunkIndex* index, std::vector<ReadItem>& items) {
     const ChunkStorageMetadata box{destination.offsets, destination.data.shape};
     std::uint64_t found = 0;
-    index.for_each_in(box, [&](std::uint32_t chunk, const ChunkStorageMetadata& common) {
+    const auto add = [&](std::uint32_t chunk, const ChunkStorageMetadata& common) {
         found += plan::element_count(common.sizes).value_or(0);
         items.push_back({destination.fqn, chunk,
                          difference(common.offsets, stored.chunks[chunk].offsets), box.offsets,
                          difference(common.offsets, box.offsets), common.sizes});
-    });
+    };
+    ChunkStorageMetadata common;
+    if (index != nullptr)
+        index->for_each_in(box, add);
+    else if (plan::intersect(stored.chunks[0], box, common))
+        add(0, common);
     SAFERING_ASSERT(found == plan::element_count(box.sizes).value_or(0));
 }
 
@@ -135,51 +143,65 @@ DefaultLoadPlanner::DefaultLoadPlanner(std::vector<LocalDestination> tensors)
             tensor.offsets.assign(tensor.size.size(), 0);
         }
     // Those without elements, which no item names, behind one that begins at the same place.
-    plan::sort_by(tensors_, [](const LocalDestination& destination) {
-        return std::tuple_cat(key(destination), std::tuple(is_empty(destination.data.shape)));
+    order_ = plan::order_of(tensors_, [](const LocalDestination& a, const LocalDestination& b) {
+        if (const auto order = key(a) <=> key(b); order != 0)
+            return order < 0;
+        return is_empty(a.data.shape) < is_empty(b.data.shape);
     });
 }
 
 Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata) const {
     LoadPlan plan;
     // Of the tensor before, as destinations are sorted by name.
-    std::optional<plan::ChunkIndex> index;
-    for (std::size_t t = 0; t < tensors_.size(); ++t) {
-        const LocalDestination& destination = tensors_[t];
-        const auto stored = metadata.tensors.find(destination.fqn);
-        if (stored == metadata.tensors.end())
+    std::unique_ptr<plan::ChunkIndex> index;
+    plan::TensorFinder tensors(metadata.tensors);
+    plan.items.reserve(tensors_.size());
+    const LocalDestination* before = nullptr;
+    for (const std::uint32_t place : order_) {
+        const LocalDestination& destination = tensors_[place];
+        const LocalDestination* previous = std::exchange(before, &destination);
+        const TensorStorageMetadata* stored = tensors.find(destination.fqn);
+        if (stored == nullptr)
             return wrong(Errc::checkpoint_tensor_missing, "plan load", destination.fqn,
                          fmt::format("it is not among the checkpoint's {} tensors",
                                      metadata.tensors.size()));
-        const bool is_new = t == 0 || tensors_[t - 1].fqn != destination.fqn;
+        const bool is_new = previous == nullptr || previous->fqn != destination.fqn;
         if (is_new)
-            if (auto good = check_stored(destination.fqn, stored->second); !good)
+            if (auto good = check_stored(destination.fqn, *stored); !good)
                 return std::unexpected(std::move(good.error()));
-        if (auto good = check_destination(destination, stored->second); !good)
+        if (auto good = check_destination(destination, *stored); !good)
             return std::unexpected(std::move(good.error()));
         if (is_new) {
-            if (auto good = check_tiled(destination.fqn, stored->second); !good)
+            if (auto good = check_tiled(destination.fqn, *stored); !good)
                 return std::unexpected(std::move(good.error()));
-            index.emplace(stored->second.size, stored->second.chunks);
+            index = stored->chunks.size() == 1
+                        ? nullptr
+                        : std::make_unique<plan::ChunkIndex>(stored->size, stored->chunks);
         }
         if (is_empty(destination.data.shape))
             continue;
-        if (!is_new && key(tensors_[t - 1]) == key(destination))
+        if (!is_new && key(*previous) == key(destination))
             return wrong(Errc::plan_duplicate_item, "plan load", destination.fqn,
                          fmt::format("two destinations begin at {}; load one and copy it",
                                      in_words(destination.offsets)));
-        add_items(destination, stored->second, *index, plan.items);
+        add_items(destination, *stored, index.get(), plan.items);
     }
     return plan;
 }
 
 Result<MutableTensorView> DefaultLoadPlanner::resolve_tensor(const ReadItem& item) {
     const auto wanted = std::tie(item.fqn, item.dest_index);
-    const auto found =
-        std::lower_bound(tensors_.begin(), tensors_.end(), wanted,
-                         [](const LocalDestination& a, const auto& b) { return key(a) < b; });
+    const auto key_at = [&](std::uint32_t place) { return key(tensors_[place]); };
+    const auto is_at = [&](std::size_t at) {
+        return at < order_.size() && key_at(order_[at]) == wanted;
+    };
+    // Items come in plan order, which is ours, one or more a destination.
+    if (!is_at(next_) && !is_at(++next_))
+        next_ = static_cast<std::size_t>(
+            std::ranges::lower_bound(order_, wanted, std::less(), key_at) - order_.begin());
     const ChunkStorageMetadata box{item.dest_offsets, item.lengths};
-    const bool known = found != tensors_.end() && key(*found) == wanted;
+    const bool known = is_at(next_);
+    const LocalDestination* found = known ? &tensors_[order_[next_]] : nullptr;
     if (!known || box.offsets.size() != found->data.shape.size() ||
         box.sizes.size() != found->data.shape.size() || !inside(box, found->data.shape))
         return wrong(Errc::plan_shape_mismatch, "resolve tensor", item.fqn,

@@ -31,13 +31,15 @@ DefaultSavePlanner::DefaultSavePlanner(std::vector<LocalTensor> tensors, std::ui
             tensor.size = tensor.data.shape;
             tensor.offsets.assign(tensor.size.size(), 0);
         }
-    plan::sort_by(tensors_, [](const LocalTensor& tensor) { return key(tensor); });
+    order_ = plan::order_of(
+        tensors_, [](const LocalTensor& a, const LocalTensor& b) { return key(a) < key(b); });
 }
 
 SavePlan DefaultSavePlanner::create_local_plan() const {
     SavePlan plan{rank_, {}, {}};
     plan.items.reserve(tensors_.size());
-    for (const LocalTensor& tensor : tensors_) {
+    for (const std::uint32_t place : order_) {
+        const LocalTensor& tensor = tensors_[place];
         const bool whole = tensor.data.shape == tensor.size;
         plan.items.push_back({tensor.fqn,
                               whole ? WriteItemType::tensor : WriteItemType::shard,
@@ -51,12 +53,16 @@ SavePlan DefaultSavePlanner::create_local_plan() const {
 Result<TensorView> DefaultSavePlanner::resolve_data(const WriteItem& item) {
     const auto wanted = key(item.fqn, item.chunk.offsets, item.chunk.sizes);
     // Items come in plan order, which is ours, less what other ranks save: look at the next one first.
-    auto found = tensors_.begin() + static_cast<std::ptrdiff_t>(next_);
-    if (found == tensors_.end() || key(*found) != wanted)
-        found = std::lower_bound(tensors_.begin(), tensors_.end(), wanted,
-                                 [](const LocalTensor& a, const auto& b) { return key(a) < b; });
-    next_ = static_cast<std::size_t>(found - tensors_.begin()) + (found != tensors_.end() ? 1 : 0);
-    if (found == tensors_.end() || key(*found) != wanted || found->data.dtype != item.dtype) {
+    const auto key_at = [&](std::uint32_t place) { return key(tensors_[place]); };
+    const auto is_at = [&](std::size_t at) {
+        return at < order_.size() && key_at(order_[at]) == wanted;
+    };
+    if (!is_at(next_))
+        next_ = static_cast<std::size_t>(
+            std::ranges::lower_bound(order_, wanted, std::less(), key_at) - order_.begin());
+    const bool known = is_at(next_);
+    const LocalTensor* found = known ? &tensors_[order_[next_++]] : nullptr;
+    if (!known || found->data.dtype != item.dtype) {
         auto error = fail(Errc::plan_shape_mismatch, "resolve data",
                           fmt::format("this rank has no {} chunk {} of it; resolve only items of "
                                       "the plan that this planner made",

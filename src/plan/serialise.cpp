@@ -27,9 +27,9 @@ Dtype take_dtype(ByteReader& in, std::uint8_t value) {
 constexpr std::size_t most_reserved = 4096;
 
 // A list of things that take at least `least_bytes` each.
-template <typename Take>
+template <typename List = void, typename Take>
 auto take_list(ByteReader& in, std::size_t least_bytes, Take take) {
-    std::vector<decltype(take())> list;
+    std::conditional_t<std::is_void_v<List>, std::vector<decltype(take())>, List> list;
     const std::size_t count = in.count(least_bytes);
     list.reserve(std::min(count, most_reserved));
     for (std::size_t i = 0; i < count && in.ok(); ++i)
@@ -165,7 +165,7 @@ WriteResult take_write_result(ByteReader& in, std::size_t files) {
     result.index.offset = in.shape();
     result.size_in_bytes = in.number();
     result.storage = take_storage_info(in, files);
-    result.digests = take_list(in, 8, [&] { return in.fixed(); });
+    result.digests = take_list<Digests>(in, 8, [&] { return in.fixed(); });
     return result;
 }
 
@@ -186,13 +186,13 @@ TensorStorageMetadata take_tensor(ByteReader& in, std::size_t files) {
     TensorStorageMetadata tensor;
     tensor.dtype = take_dtype(in, in.byte());
     tensor.size = in.shape();
-    tensor.chunks = take_list(in, 2, [&] {
+    tensor.chunks = take_list<Chunks>(in, 2, [&] {
         ChunkStorageMetadata chunk;
         chunk.offsets = in.shape();
         chunk.sizes = in.shape();
         return chunk;
     });
-    tensor.storage = take_list(in, 3, [&] { return take_storage_info(in, files); });
+    tensor.storage = take_list<StorageInfos>(in, 3, [&] { return take_storage_info(in, files); });
     if (in.ok() && !tensor.storage.empty() && tensor.storage.size() != tensor.chunks.size())
         in.refuse("there are not as many places as chunks");
     return tensor;

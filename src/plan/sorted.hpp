@@ -1,29 +1,22 @@
-// Sorting large values by key: places are sorted, and each value is moved once.
+// The order of large values: places are sorted, and the values stay where they are.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <numeric>
-#include <utility>
 #include <vector>
 
 namespace safering::plan {
 
-/// Stable. Does nothing where the values are in order, as those of a state dict often are.
-template <typename Value, typename Key>
-void sort_by(std::vector<Value>& values, Key&& key) {
-    const auto less = [&](const Value& a, const Value& b) { return key(a) < key(b); };
-    if (std::is_sorted(values.begin(), values.end(), less))
-        return;
-    std::vector<std::uint32_t> places(values.size());
-    std::iota(places.begin(), places.end(), 0u);
-    std::stable_sort(places.begin(), places.end(),
-                     [&](std::uint32_t a, std::uint32_t b) { return less(values[a], values[b]); });
-    std::vector<Value> sorted;
-    sorted.reserve(values.size());
-    for (const std::uint32_t place : places)
-        sorted.push_back(std::move(values[place]));
-    values = std::move(sorted);
+/// Places of the values in rising order, those of equal values in the order given.
+template <typename Value, typename Less>
+std::vector<std::uint32_t> order_of(const std::vector<Value>& values, Less&& less) {
+    std::vector<std::uint32_t> order(values.size());
+    std::iota(order.begin(), order.end(), 0u);
+    if (!std::ranges::is_sorted(values, less))
+        std::ranges::stable_sort(
+            order, [&](std::uint32_t a, std::uint32_t b) { return less(values[a], values[b]); });
+    return order;
 }
 
 } // namespace safering::plan

@@ -158,6 +158,26 @@ class Writer {
     std::future<WriteResults> running_;
 };
 
+// Which positions of each plan are left when replicas are dropped; checks what create_global_plan checks.
+std::vector<std::vector<std::size_t>> plan_globally(const std::vector<const SavePlan*>& plans) {
+    std::vector<SavePlan> values;
+    for (const SavePlan* plan : plans)
+        values.push_back(*plan);
+    const GlobalSavePlan global = value_or_throw(create_global_plan(std::move(values)));
+    std::vector<std::vector<std::size_t>> kept(plans.size());
+    for (std::size_t p = 0; p < plans.size(); ++p) {
+        // What is left is in the order that it had.
+        const std::vector<WriteItem>& all = plans[p]->items;
+        std::size_t at = 0;
+        for (const WriteItem& item : global.plans[p].items) {
+            while (all[at] != item)
+                ++at;
+            kept[p].push_back(at++);
+        }
+    }
+    return kept;
+}
+
 // (fqn, offset, size in bytes, file name) of each result.
 py::list describe(const py::bytes& packed) {
     const WriteResults results = value_or_throw(write_results_from_bytes(to_span(packed)));
@@ -213,6 +233,8 @@ void bind_writer(py::module_& module) {
         .def("finish", &Writer::finish, py::arg("results"))
         .def("cancel", &Writer::cancel)
         .def("abort", &Writer::abort);
+    module.def("plan_globally", &plan_globally, py::arg("plans"),
+               py::call_guard<py::gil_scoped_release>());
     module.def("describe_results", &describe, py::arg("results"));
     module.def("concatenate_results", &concatenate, py::arg("results"));
 }

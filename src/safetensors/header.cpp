@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "safetensors/header_events.hpp"
+#include "safetensors/plain_header.hpp"
 #include "safetensors/tensor_table.hpp"
 #include "utf8.hpp"
 
@@ -88,6 +89,15 @@ Result<Header> parse_header(std::string_view json, std::uint64_t file_bytes,
         return std::unexpected(std::move(*error));
 
     const std::uint64_t data_begin = length_bytes + json.size();
+    const auto finish = [&](Header header) -> Result<Header> {
+        header.data_begin = data_begin;
+        if (Result<void> ordered = order_tensors(header.tensors, file_bytes - data_begin, file);
+            !ordered)
+            return std::unexpected(std::move(ordered.error()));
+        return header;
+    };
+    if (std::optional<Header> header = parse_plain_header(json, limits))
+        return finish(std::move(*header));
     HeaderEvents events(file, limits, file_bytes - data_begin);
     const std::size_t nul = json.find('\0');
     const std::string_view text = json.substr(0, nul);
@@ -101,12 +111,7 @@ Result<Header> parse_header(std::string_view json, std::uint64_t file_bytes,
         return std::unexpected(header_error(Errc::header_trailing_text, file, length_bytes + nul, 1,
                                             "expected white space, found a NUL byte"));
 
-    Header& header = events.header();
-    header.data_begin = data_begin;
-    if (Result<void> ordered = order_tensors(header.tensors, file_bytes - data_begin, file);
-        !ordered)
-        return std::unexpected(std::move(ordered.error()));
-    return std::move(header);
+    return finish(std::move(events.header()));
 }
 
 Result<Header> parse_head(std::string_view head, std::uint64_t file_bytes, const std::string& file,

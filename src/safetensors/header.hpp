@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -23,6 +24,14 @@ struct TensorEntry {
     ByteRange data;
 
     friend bool operator==(const TensorEntry&, const TensorEntry&) = default;
+};
+
+/// A tensor to be written, which borrows its name and its shape.
+struct TensorEntryView {
+    std::string_view name;
+    Dtype dtype = Dtype::u8;
+    std::span<const std::uint64_t> shape;
+    ByteRange data;
 };
 
 struct Header {
@@ -74,7 +83,7 @@ Result<Header> parse_head(std::string_view head, std::uint64_t file_bytes, const
 /// tensors whose size is a multiple of 4096 first, the rest by falling element size, names
 /// break ties. `origin`, where given, gets the former index of each tensor. Errors:
 /// header_size_overflow, header_partial_byte, header_duplicate_key.
-Result<void> assign_offsets(std::vector<TensorEntry>& tensors,
+Result<void> assign_offsets(std::vector<TensorEntryView>& tensors,
                             std::vector<std::uint32_t>* origin = nullptr);
 
 /// The bytes from the start of the file to its data section: length, JSON, and spaces up to a
@@ -83,7 +92,7 @@ Result<void> assign_offsets(std::vector<TensorEntry>& tensors,
 /// header_too_large; and what the default HeaderLimits would refuse to read back:
 /// header_name_too_long, header_rank_too_high, header_too_many_tensors, and for the metadata
 /// header_not_utf8, header_duplicate_key, header_bad_metadata.
-Result<std::string> write_header(const std::vector<TensorEntry>& tensors,
+Result<std::string> write_header(const std::vector<TensorEntryView>& tensors,
                                  const std::vector<std::pair<std::string, std::string>>& metadata,
                                  std::uint64_t alignment = 4096);
 

@@ -15,10 +15,10 @@ namespace {
 
 constexpr std::uint64_t length_bytes = sizeof(std::uint64_t);
 
-std::unexpected<Error> refuse(Errc code, std::string tensor, std::string detail) {
+std::unexpected<Error> refuse(Errc code, std::string_view tensor, std::string detail) {
     return std::unexpected(Error{.code = code,
                                  .operation = "write header",
-                                 .tensor = std::move(tensor),
+                                 .tensor = std::string(tensor),
                                  .detail = std::move(detail)});
 }
 
@@ -29,7 +29,7 @@ void append_number(std::string& out, std::uint64_t value) {
     out.append(digits, end);
 }
 
-void append_tensor(std::string& out, const TensorEntry& tensor) {
+void append_tensor(std::string& out, const TensorEntryView& tensor) {
     append_json_string(out, tensor.name);
     out += R"(:{"dtype":")";
     out += name(tensor.dtype);
@@ -46,7 +46,15 @@ void append_tensor(std::string& out, const TensorEntry& tensor) {
     out += "]}";
 }
 
-Result<void> check_tensor(const TensorEntry& tensor, const HeaderLimits& limits) {
+// Of the header, without metadata and with shapes and offsets as they mostly are.
+std::size_t likely_bytes(const std::vector<TensorEntryView>& tensors) {
+    std::size_t bytes = 4096;
+    for (const TensorEntryView& tensor : tensors)
+        bytes += tensor.name.size() + 72 + 6 * tensor.shape.size();
+    return bytes;
+}
+
+Result<void> check_tensor(const TensorEntryView& tensor, const HeaderLimits& limits) {
     if (tensor.name == "__metadata__")
         return refuse(Errc::plan_bad_name, tensor.name,
                       "expected a name that the format leaves free");
@@ -100,7 +108,7 @@ void append_metadata(std::string& out,
 
 } // namespace
 
-Result<std::string> write_header(const std::vector<TensorEntry>& tensors,
+Result<std::string> write_header(const std::vector<TensorEntryView>& tensors,
                                  const std::vector<std::pair<std::string, std::string>>& metadata,
                                  std::uint64_t alignment) {
     SAFERING_ASSERT(std::has_single_bit(alignment) && alignment >= length_bytes);
@@ -114,11 +122,12 @@ Result<std::string> write_header(const std::vector<TensorEntry>& tensors,
 
     // The length's place, then '{' and a comma after every member, the last of which becomes '}'.
     std::string out(length_bytes, '\0');
+    out.reserve(likely_bytes(tensors));
     out += '{';
     if (!metadata.empty())
         append_metadata(out, metadata);
     std::uint64_t at = 0;
-    for (const TensorEntry& tensor : tensors) {
+    for (const TensorEntryView& tensor : tensors) {
         if (Result<void> good = check_tensor(tensor, limits); !good)
             return std::unexpected(std::move(good.error()));
         SAFERING_ASSERT(tensor.data.begin == at && tensor.data.end >= at);

@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <numeric>
 #include <string_view>
-#include <tuple>
-#include <unordered_set>
 
 #include <fmt/format.h>
 
@@ -24,17 +22,17 @@ std::unexpected<Error> bad_table(Errc code, const std::string& file, std::string
                                  .detail = std::move(detail)});
 }
 
-// Sorts through an index, since an entry is seven times as large as one; gives the index.
-template <typename Less>
-std::vector<std::uint32_t> sort_entries(std::vector<TensorEntry>& tensors, Less less) {
+// Sorts through an index, since an entry is many times as large as one, and stably; gives the index.
+template <typename Tensor, typename Less>
+std::vector<std::uint32_t> sort_entries(std::vector<Tensor>& tensors, Less less) {
     std::vector<std::uint32_t> order(tensors.size());
     std::iota(order.begin(), order.end(), 0);
     if (std::is_sorted(tensors.begin(), tensors.end(), less))
         return order;
-    std::sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
-        return less(tensors[a], tensors[b]) || (!less(tensors[b], tensors[a]) && a < b);
+    std::stable_sort(order.begin(), order.end(), [&](std::uint32_t a, std::uint32_t b) {
+        return less(tensors[a], tensors[b]);
     });
-    std::vector<TensorEntry> sorted;
+    std::vector<Tensor> sorted;
     sorted.reserve(tensors.size());
     for (const std::uint32_t index : order)
         sorted.push_back(std::move(tensors[index]));
@@ -81,17 +79,11 @@ Result<void> order_tensors(std::vector<TensorEntry>& tensors, std::uint64_t data
     return {};
 }
 
-Result<void> assign_offsets(std::vector<TensorEntry>& tensors, std::vector<std::uint32_t>* origin) {
+Result<void> assign_offsets(std::vector<TensorEntryView>& tensors,
+                            std::vector<std::uint32_t>* origin) {
     constexpr const char* operation = "assign offsets";
-    std::unordered_set<std::string_view> names(tensors.size());
-    for (TensorEntry& tensor : tensors) {
-        if (!names.insert(tensor.name).second)
-            return std::unexpected(Error{.code = Errc::header_duplicate_key,
-                                         .operation = operation,
-                                         .tensor = tensor.name,
-                                         .detail = "expected each name once, found it twice"});
-        const Result<std::uint64_t> size =
-            byte_size(tensor.dtype, {tensor.shape.data(), tensor.shape.size()});
+    for (TensorEntryView& tensor : tensors) {
+        const Result<std::uint64_t> size = byte_size(tensor.dtype, tensor.shape);
         if (!size) {
             Error error = size.error();
             error.operation = operation;
@@ -100,23 +92,37 @@ Result<void> assign_offsets(std::vector<TensorEntry>& tensors, std::vector<std::
         }
         tensor.data = {0, *size};
     }
-    // 0 for whole pages, so that they come first, and falling element size after them.
-    const auto rank = [](const TensorEntry& tensor) {
+    // By name, where equal ones meet, then without disturbing that by kind: whole pages first, and falling
+    // element size after them.
+    const auto by_name =
+        sort_entries(tensors, [](const TensorEntryView& a, const TensorEntryView& b) {
+            return a.name < b.name;
+        });
+    const auto twice = std::ranges::adjacent_find(tensors, {}, &TensorEntryView::name);
+    if (twice != tensors.end())
+        return std::unexpected(Error{.code = Errc::header_duplicate_key,
+                                     .operation = operation,
+                                     .tensor = std::string(twice->name),
+                                     .detail = "expected each name once, found it twice"});
+    const auto kind = [](const TensorEntryView& tensor) {
         return tensor.data.end % page_bytes == 0 ? 0U : 65U - bits(tensor.dtype);
     };
-    auto order = sort_entries(tensors, [&](const TensorEntry& a, const TensorEntry& b) {
-        return std::forward_as_tuple(rank(a), a.name) < std::forward_as_tuple(rank(b), b.name);
+    auto order = sort_entries(tensors, [&](const TensorEntryView& a, const TensorEntryView& b) {
+        return kind(a) < kind(b);
     });
-    if (origin != nullptr)
+    if (origin != nullptr) {
+        for (std::uint32_t& place : order)
+            place = by_name[place];
         *origin = std::move(order);
+    }
     std::uint64_t at = 0;
-    for (TensorEntry& tensor : tensors) {
+    for (TensorEntryView& tensor : tensors) {
         std::uint64_t end = 0;
         if (__builtin_add_overflow(at, tensor.data.end, &end))
             return std::unexpected(Error{
                 .code = Errc::header_size_overflow,
                 .operation = operation,
-                .tensor = tensor.name,
+                .tensor = std::string(tensor.name),
                 .detail =
                     fmt::format("expected fewer than 2^64 bytes in all, found {} bytes after {}",
                                 tensor.data.end, at)});

@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "../io/backends.hpp"
+#include "../safetensors/entries.hpp"
 #include "checkpoint/index.hpp"
 #include "disk_fixture.hpp"
 #include "safetensors/header.hpp"
@@ -23,7 +24,7 @@ std::string file_text(const Model& tensors, const Pairs& metadata = {}) {
     for (const TestTensor& each : tensors)
         entries.push_back({each.name, each.dtype, each.shape, {}});
     EXPECT_TRUE(safetensors::assign_offsets(entries));
-    std::string text = safetensors::write_header(entries, metadata, 8).value();
+    std::string text = safetensors::write_entries(entries, metadata, 8).value();
     const std::size_t begin = text.size();
     for (const auto& entry : entries)
         for (const TestTensor& each : tensors)

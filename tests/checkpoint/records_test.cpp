@@ -18,10 +18,14 @@ Manifest example() {
     manifest.files.push_back({.name = "model-00001-of-00002.safetensors",
                               .file_bytes = 123456,
                               .data_begin = 4096,
-                              .head_digest = 0xFEDCBA9876543210,
-                              .tensors = {{{.box = {}, .digests = {1, 2, ~std::uint64_t{0}}}},
-                                          {{.box = {{0, 0}, {2, 3}}, .digests = {5}},
-                                           {.box = {{2, 0}, {1, 3}}, .digests = {}}}}});
+                              .head_digest = 0xFEDCBA9876543210});
+    FileExtents& extents = manifest.files.back().extents;
+    extents.add_tensor();
+    extents.add({nullptr, Digests{1, 2, ~std::uint64_t{0}}});
+    extents.add_tensor();
+    const ChunkStorageMetadata upper{{0, 0}, {2, 3}}, lower{{2, 0}, {1, 3}};
+    extents.add({&upper, Digests{5}});
+    extents.add({&lower, {}});
     manifest.files.push_back({.name = "model-00002-of-00002.safetensors"});
     manifest.tensors.emplace("name \"with\" \\ and \u00e9 and \n",
                              ManifestTensor{Dtype::bf16, {3, 3}});
@@ -60,6 +64,18 @@ Result<Manifest> with(std::string_view from, std::string_view to) {
     EXPECT_NE(at, std::string::npos) << from;
     text.replace(at, from.size(), to);
     return parse_manifest(seal_json(text), "m");
+}
+
+// An escape in a key makes no difference but to the way that the text is read.
+TEST(Manifest, ReadsTheSameTheQuickWayAndTheLong) {
+    Manifest plain = example();
+    plain.tensors.erase(plain.tensors.begin()); // its name has escapes
+    std::string text = to_text(plain);
+    text.resize(text.rfind(",\"xxh3\""));
+    const auto at = text.find("\"files\"");
+    text.replace(at, 7, R"("fil\u0065s")");
+    EXPECT_EQ(parse_manifest(seal_json(text), "m").value(), plain);
+    EXPECT_EQ(parse_manifest(to_text(plain), "m").value(), plain);
 }
 
 TEST(Manifest, RefusesWhatIsSealedButWrong) {
@@ -105,6 +121,15 @@ TEST(Index, RoundTripsWithExactlyTheTwoKeys) {
     EXPECT_EQ(json.size(), 2u);
     EXPECT_EQ(json["metadata"], (nlohmann::json{{"total_size", 7}}));
     EXPECT_EQ(parse_index(index_text(WeightMap{}, 0), "i").value(), WeightMap{});
+}
+
+TEST(Index, ReadsTheSameTheQuickWayAndTheLong) {
+    const WeightMap weight_map{{"a", "x.safetensors"}, {"b", "y.safetensors"}};
+    for (const char* text :
+         {R"({"metadata":{"total_size":7},"weight_map":{"a":"x.safetensors","b":"y.safetensors"}})",
+          R"({"metadata":{"total_size":7},"weight_map":{"b":"y.safetensors","a":"x.safetensors"}})",
+          R"({"weight_map":{"a":"x.safetensors","\u0062":"y.safetensors"},"more":[1.5,{}]})"})
+        EXPECT_EQ(parse_index(text, "i").value(), weight_map) << text;
 }
 
 TEST(Index, RefusesWhatIsWrong) {

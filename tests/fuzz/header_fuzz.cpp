@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string_view>
 
-#include "safetensors/header.hpp"
+#include "../safetensors/entries.hpp"
 
 using namespace safering;
 using namespace safering::safetensors;
@@ -32,7 +32,7 @@ void check_error(const Error& error) {
 }
 
 void check_written(const Header& header, std::uint64_t data_bytes) {
-    const Result<std::string> head = write_header(header.tensors, header.metadata, 8);
+    const Result<std::string> head = write_entries(header.tensors, header.metadata, 8);
     SAFERING_ASSERT(head);
     const Result<Header> again = parse_head(*head, head->size() + data_bytes, "f");
     SAFERING_ASSERT(again && again->tensors == header.tensors &&

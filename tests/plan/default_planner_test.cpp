@@ -49,9 +49,11 @@ TEST(DefaultSavePlanner, APartWithoutElementsDoesNotHideOneThatHasThem) {
 }
 
 Metadata metadata_of(std::string fqn, Dtype dtype, Shape size,
-                     std::vector<ChunkStorageMetadata> chunks) {
+                     const std::vector<ChunkStorageMetadata>& chunks) {
     Metadata metadata;
-    metadata.tensors[std::move(fqn)] = {dtype, std::move(size), std::move(chunks), {}};
+    metadata.tensors.emplace(
+        std::move(fqn),
+        TensorStorageMetadata{dtype, std::move(size), {chunks.begin(), chunks.end()}});
     return metadata;
 }
 
@@ -84,10 +86,9 @@ TEST(DefaultLoadPlanner, NamesEveryFault) {
 
 TEST(DefaultLoadPlanner, DistrustsTheMetadata) {
     std::vector<std::byte> memory(64);
-    const auto code = [&](std::vector<ChunkStorageMetadata> chunks) {
-        const auto plan =
-            DefaultLoadPlanner({{"w", {memory.data(), Dtype::u8, {8}}}})
-                .create_local_plan(metadata_of("w", Dtype::u8, {8}, std::move(chunks)));
+    const auto code = [&](const std::vector<ChunkStorageMetadata>& chunks) {
+        const auto plan = DefaultLoadPlanner({{"w", {memory.data(), Dtype::u8, {8}}}})
+                              .create_local_plan(metadata_of("w", Dtype::u8, {8}, chunks));
         return plan ? std::error_code() : plan.error().code;
     };
     EXPECT_EQ(code({{{0}, {8}}}), std::error_code());

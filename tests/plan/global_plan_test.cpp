@@ -66,7 +66,7 @@ TEST(GlobalPlan, ReplicatedShardsOfAMeshStayOnceEach) {
     EXPECT_EQ(names(global->plans[2]), Names{"step"});
     EXPECT_EQ(names(global->plans[3]), Names{});
     const auto& tensor = global->metadata.tensors.at("w");
-    EXPECT_EQ(tensor.chunks, (std::vector<ChunkStorageMetadata>{{{0}, {4}}, {{4}, {4}}}));
+    EXPECT_EQ(tensor.chunks, (Chunks{{{0}, {4}}, {{4}, {4}}}));
     EXPECT_TRUE(tensor.storage.empty());
     EXPECT_EQ(global->metadata.tensors.at("step").size, Shape{});
 }

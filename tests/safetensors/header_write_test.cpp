@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "entries.hpp"
 #include "safetensors/header.hpp"
 
 namespace safering::safetensors {
@@ -64,7 +65,7 @@ TEST(AssignOffsets, RefusesASumPast64Bits) {
 TEST(WriteHeader, TextIsExact) {
     std::vector<TensorEntry> tensors{entry("b", Dtype::bf16, {2, 3}), entry("a", Dtype::i64, {})};
     ASSERT_TRUE(assign_offsets(tensors));
-    const Result<std::string> head = write_header(tensors, {{"format", "pt"}, {"k", "v"}}, 8);
+    const Result<std::string> head = write_entries(tensors, {{"format", "pt"}, {"k", "v"}}, 8);
     ASSERT_TRUE(head);
     const std::string json = R"({"__metadata__":{"format":"pt","k":"v"},)"
                              R"("a":{"dtype":"I64","shape":[],"data_offsets":[0,8]},)"
@@ -106,7 +107,7 @@ TEST(WriteHeader, EscapesWhatJsonNeedsEscaped) {
     std::vector<TensorEntry> tensors{entry(every, Dtype::u8, {1}), entry("", Dtype::u8, {1})};
     ASSERT_TRUE(assign_offsets(tensors));
     const std::vector<std::pair<std::string, std::string>> metadata{{every, every}, {"", ""}};
-    const Result<std::string> head = write_header(tensors, metadata);
+    const Result<std::string> head = write_entries(tensors, metadata);
     ASSERT_TRUE(head);
     for (const char byte : head->substr(8))
         EXPECT_GE(static_cast<unsigned char>(byte), 0x20U);
@@ -119,7 +120,7 @@ TEST(WriteHeader, EscapesWhatJsonNeedsEscaped) {
 void expect_write_error(const std::vector<TensorEntry>& tensors,
                         const std::vector<std::pair<std::string, std::string>>& metadata,
                         Errc code) {
-    const Result<std::string> head = write_header(tensors, metadata);
+    const Result<std::string> head = write_entries(tensors, metadata);
     ASSERT_FALSE(head);
     EXPECT_EQ(head.error().code, code) << head.error().message();
     EXPECT_EQ(head.error().operation, "write header");
@@ -143,7 +144,7 @@ TEST(WriteHeader, RefusesWhatNoReaderWouldTake) {
 TEST(WriteHeader, TakesTheLargestOfEverything) {
     std::vector<TensorEntry> tensors{entry(std::string(4096, 'n'), Dtype::u8, Shape(64, 1))};
     ASSERT_TRUE(assign_offsets(tensors));
-    const Result<std::string> head = write_header(tensors, {});
+    const Result<std::string> head = write_entries(tensors, {});
     ASSERT_TRUE(head);
     EXPECT_TRUE(parse_head(*head, head->size() + 1, "f"));
 }
@@ -151,7 +152,7 @@ TEST(WriteHeader, TakesTheLargestOfEverything) {
 TEST(WriteHeaderDeathTest, AssertsOnTensorsWithoutOffsets) {
     std::vector<TensorEntry> tensors{entry("a", Dtype::u8, {1})};
     tensors[0].data = {4, 5};
-    EXPECT_DEATH(static_cast<void>(write_header(tensors, {})), "assertion failed");
+    EXPECT_DEATH(static_cast<void>(write_entries(tensors, {})), "assertion failed");
     EXPECT_DEATH(static_cast<void>(write_header({}, {}, 12)), "assertion failed");
 }
 
@@ -160,7 +161,7 @@ TEST(WriteHeader, MillionTensorsRoundTrip) {
     for (std::uint64_t i = 0; i < 1'000'000; ++i)
         tensors.push_back(entry(fmt::format("model.{:06}", i), Dtype::bf16, {i % 7, 3}));
     ASSERT_TRUE(assign_offsets(tensors));
-    const Result<std::string> head = write_header(tensors, {});
+    const Result<std::string> head = write_entries(tensors, {});
     ASSERT_TRUE(head) << head.error().message();
     const Result<Header> header = parse_head(*head, head->size() + tensors.back().data.end, "f");
     ASSERT_TRUE(header) << header.error().message();

@@ -2,21 +2,27 @@
 
     from safering.torch import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
-and nothing else changes. `install()` puts both in place of torch's for code that imports those itself.
+and nothing else changes. `install()` puts them in place of torch's, for code that imports those itself.
 """
 
 # Clients use safetensors.torch without importing it, relying on torch's module having done so.
 import safetensors.torch  # noqa: F401
 
 from ._consolidate import consolidate_safetensors_files, consolidate_safetensors_files_on_every_rank
+from ._install import install, uninstall
+from ._planner import DefaultLoadPlanner, DefaultSavePlanner
 from ._quantized import QuantizedHuggingFaceStorageReader
 from ._reader import HuggingFaceStorageReader
 from ._writer import HuggingFaceStorageWriter
 
 __all__ = [
+    "DefaultLoadPlanner",
+    "DefaultSavePlanner",
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
     "QuantizedHuggingFaceStorageReader",
     "consolidate_safetensors_files",
     "consolidate_safetensors_files_on_every_rank",
+    "install",
+    "uninstall",
 ]

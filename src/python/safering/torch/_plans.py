@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.planner import TensorWriteData, WriteItem, Wri
 from torch.distributed.checkpoint.storage import WriteResult
 
 from .. import _native
+from ._dtypes import CODES, F4, stored_shape
 
 
 @contextlib.contextmanager
@@ -40,6 +41,18 @@ class PackedItems(list):
         return _restore_items, pack_items(self)
 
 
+@no_collection()
+def item_columns(items: list[WriteItem]) -> tuple:
+    """The columns of _native.SavePlan after the rank."""
+    data = [item.tensor_data for item in items]
+    codes = [CODES[one.properties.dtype] for one in data]
+    shapes = ([one.chunk.offsets for one in data], [one.chunk.sizes for one in data], [one.size for one in data])
+    if F4 in codes:
+        shapes = tuple([stored_shape(shape, code) for shape, code in zip(column, codes)] for column in shapes)
+    return [item.index.fqn for item in items], codes, *shapes
+
+
+@no_collection()
 def pack_items(items: Sequence[WriteItem]) -> tuple:
     properties: dict[TensorProperties | tuple, int] = {}
     table: list[TensorProperties] = []

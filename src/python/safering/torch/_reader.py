@@ -23,6 +23,7 @@ from torch.futures import Future
 
 from .. import _native, _runtime
 from ._dtypes import DTYPES, F4, stored_shape, torch_shape
+from ._plans import no_collection
 from ._tensors import WINDOW_BYTES, columns, empty_plain, is_plain, nbytes, synchronize
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,10 @@ class HuggingFaceStorageReader(_TorchReader):
     def read_metadata(self) -> Metadata:
         """Opens the files, checks every header, finishes the switch of a save that was cut off after its commit."""
         files, tensors = self._open()
-        paths = [os.fspath(file) for file in files]
+        return self._make_metadata([os.fspath(file) for file in files], tensors)
+
+    @no_collection()
+    def _make_metadata(self, paths: list[str], tensors: list[tuple]) -> Metadata:
         state_dict_metadata: dict[str, TensorStorageMetadata] = {}
         storage_data: dict[MetadataIndex, _HFStorageInfo] = {}
         for fqn, code, size, chunks in tensors:
@@ -121,7 +125,8 @@ class HuggingFaceStorageReader(_TorchReader):
         if self._native is None:
             self._open()
         items = plan.items
-        targets = [planner.resolve_tensor(item).detach() for item in items]
+        with no_collection():
+            targets = [planner.resolve_tensor(item).detach() for item in items]
         for item, target in zip(items, targets):
             if target.size() != torch.Size(item.lengths):
                 raise ValueError(

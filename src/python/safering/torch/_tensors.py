@@ -6,6 +6,7 @@ import torch
 
 from .. import _native
 from ._dtypes import CODES, F4, stored_shape
+from ._plans import no_collection
 
 #: Copies that are alive at a time, bytes: of tensors that are not plain memory of this host.
 WINDOW_BYTES = 256 << 20
@@ -46,6 +47,7 @@ def synchronize(devices: set[torch.device]) -> None:
             torch.accelerator.synchronize(device)
 
 
+@no_collection()
 def columns(tensors: list[torch.Tensor], shapes=None) -> _native.TensorColumns:
     """Plain tensors, which the caller keeps alive. `shapes`: where they are known already."""
     codes = [CODES[tensor.dtype] for tensor in tensors]

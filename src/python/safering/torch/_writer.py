@@ -22,8 +22,8 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import _native, _runtime
-from ._dtypes import CODES, F4, stored_shape
-from ._plans import PackedItems, WriteResults, no_collection
+from ._dtypes import CODES
+from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
 from ._tensors import WINDOW_BYTES, columns, is_plain, nbytes, synchronize, to_plain
 
@@ -60,15 +60,6 @@ def _receive(*fields: Any) -> _Storage:
     while len(_received) > _MOST_RECEIVED:
         _received.popitem(last=False)
     return storage
-
-
-def _item_columns(items: list[WriteItem]) -> tuple:
-    data = [item.tensor_data for item in items]
-    codes = [CODES[one.properties.dtype] for one in data]
-    shapes = ([one.chunk.offsets for one in data], [one.chunk.sizes for one in data], [one.size for one in data])
-    if F4 in codes:
-        shapes = tuple([stored_shape(shape, code) for shape, code in zip(column, codes)] for column in shapes)
-    return [item.index.fqn for item in items], codes, *shapes
 
 
 def _check_items(items: list[WriteItem]) -> None:
@@ -185,7 +176,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         """Coordinator: lays out the files, creates and preallocates them beside the target, writes the headers."""
         full = _restore_cached(plans)
         native_plans = [
-            _native.SavePlan(rank, *_item_columns(plan.items)) for rank, plan in enumerate(full)
+            _native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(full)
         ]
         target = self._target
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -207,7 +198,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             plan = self.prepare_global_plan([plan])[0]
             storage = self._prepared[0]
         items = plan.items
-        native_plan = _native.SavePlan(storage.rank, *_item_columns(items))
+        native_plan = _native.SavePlan(storage.rank, *item_columns(items))
         native_plan.set_storage(storage.packed)
         if self._native is None:
             self._native = self._make_native()
@@ -267,51 +258,50 @@ class HuggingFaceStorageWriter(_TorchWriter):
         """Plain tensors all at once, from where they lie; the others in windows of copies, one being made
         while the one before it is written."""
         parts: list[bytes] = []
-        running: list[torch.Tensor] = []  # borrowed by native code until wait() has returned
-
-        def wait() -> None:
-            if running:
-                parts.append(self._native.wait(self.progress))
-                running.clear()
-
         begin = 0
-        tensors: list[torch.Tensor] = []
-        devices: set[torch.device] = set()
-        copied = 0
-
-        def flush(end: int) -> None:
-            nonlocal begin, copied
-            synchronize(devices)
-            wait()
-            running.extend(tensors)
-            running.append(None)  # not empty, even where there is nothing to write
-            self._native.start(native_plan, begin, end, columns(tensors))
-            begin, copied = end, 0
-            tensors.clear()
-            devices.clear()
-
+        running: list[torch.Tensor] | None = None  # borrowed by native code until wait() has returned
         try:
-            for position, item in enumerate(items):
-                tensor = planner.resolve_data(item)
-                if not isinstance(tensor, torch.Tensor):
-                    raise TypeError(f"{item.index.fqn!r}: expected a tensor of the planner, found {type(tensor).__name__}")
-                tensor = tensor.detach()
-                if not is_plain(tensor):
-                    if copied and copied + nbytes(tensor) > WINDOW_BYTES:
-                        flush(position)
-                    copied += nbytes(tensor)
-                    devices.add(tensor.device)
-                    tensor = to_plain(tensor)
-                tensors.append(tensor)
-            flush(len(items))
-            wait()
+            while True:
+                tensors, devices = _resolve_window(items, begin, planner)
+                synchronize(devices)
+                if running is not None:
+                    parts.append(self._native.wait(self.progress))
+                self._native.start(native_plan, begin, begin + len(tensors), columns(tensors))
+                running = tensors
+                begin += len(tensors)
+                if begin == len(items):
+                    break
+            parts.append(self._native.wait(self.progress))
         except BaseException:
-            # What runs still reads the tensors.
-            if running:
-                self._native.cancel()
-                running.clear()
+            self._native.cancel()  # waits: what runs still reads the tensors
             raise
         return parts[0] if len(parts) == 1 else _native.concatenate_results(parts)
+
+
+@no_collection()
+def _resolve_window(
+    items: list[WriteItem], begin: int, planner: SavePlanner
+) -> tuple[list[torch.Tensor], set[torch.device]]:
+    """The items from `begin` on, as plain tensors, until the copies among them have filled a window; and the devices
+    that copies come from."""
+    tensors: list[torch.Tensor] = []
+    devices: set[torch.device] = set()
+    copied = 0
+    for position in range(begin, len(items)):
+        tensor = planner.resolve_data(items[position])
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(
+                f"{items[position].index.fqn!r}: expected a tensor of the planner, found {type(tensor).__name__}"
+            )
+        tensor = tensor.detach()
+        if not is_plain(tensor):
+            copied += nbytes(tensor)
+            devices.add(tensor.device)
+            tensor = to_plain(tensor)
+        tensors.append(tensor)
+        if copied >= WINDOW_BYTES:
+            break
+    return tensors, devices
 
 
 def _attempt(storage: _Storage) -> str:
