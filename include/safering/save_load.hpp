@@ -18,7 +18,7 @@ struct NamedTensor {
     TensorView data;
 };
 
-/// Writes `path` (any name; its directory must exist). Throws Exception. Blocks.
+/// Writes `path` (any name; its directory must exist), with just these `metadata`. Throws Exception. Blocks.
 SAFERING_API SaveReport
 save_file(const std::string& path, std::span<const NamedTensor> tensors,
           const std::vector<std::pair<std::string, std::string>>& metadata = {},

@@ -29,10 +29,19 @@ enum class Verification : std::uint8_t {
     all,
 };
 
+/// What DCP_SHARDING_INFO in the __metadata__ of a file does.
+enum class ShardingInfo : std::uint8_t {
+    apply, ///< it places the file's tensors in global ones, which all files together must cover
+    /// Nothing: each stored tensor is a whole one, as readers that do not know DCP take it. Of a
+    /// single shard this is the only way to load; shards together repeat each other's names.
+    ignore,
+};
+
 struct ReaderOptions {
     Verification verification = Verification::covered;
     /// Refuse symbolic links under the checkpoint's file names (a Hub cache has them).
     bool strict = false;
+    ShardingInfo sharding_info = ShardingInfo::apply;
     /// Called on the reactor's thread as bytes arrive: (done, total). Must not block.
     std::function<void(std::uint64_t, std::uint64_t)> progress{};
 };
@@ -119,9 +128,8 @@ class SAFERING_API HuggingFaceStorageReader {
                      std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
                  executor,
                  work = std::move(work)](std::exception_ptr error, LoadReport report) mutable {
-                    // Not inside the call that began this: it may run at once where its executor
-                    // lets it. A future needs no further thread, and would not get one in a
-                    // forked child.
+                    // Not post(), as this is outside of the job already: a future's would go through
+                    // threads of Boost.Asio's, which a forked child of this process does not have.
                     boost::asio::dispatch(executor, [handler = std::move(handler), error,
                                                      report = std::move(report)]() mutable {
                         std::move(handler)(error, std::move(report));

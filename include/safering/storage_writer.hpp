@@ -154,9 +154,8 @@ class SAFERING_API HuggingFaceStorageWriter {
                      std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
                  executor,
                  work = std::move(work)](std::exception_ptr error, WriteResults results) mutable {
-                    // Not inside the call that began this: it may run at once where its executor
-                    // lets it. A future needs no further thread, and would not get one in a
-                    // forked child.
+                    // Not post(), as this is outside of the job already: a future's would go through
+                    // threads of Boost.Asio's, which a forked child of this process does not have.
                     boost::asio::dispatch(executor, [handler = std::move(handler), error,
                                                      results = std::move(results)]() mutable {
                         std::move(handler)(error, std::move(results));

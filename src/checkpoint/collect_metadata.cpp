@@ -61,8 +61,8 @@ Result<std::optional<SavedOffsets>> sharding_info(const StoredFile& file) {
 class Collecting {
   public:
     Collecting(const std::vector<StoredFile>& files, const FileList& list,
-               std::vector<Error>* findings)
-        : files_(files), list_(list), findings_(findings) {}
+               std::vector<Error>* findings, ShardingInfo sharding_info)
+        : files_(files), list_(list), findings_(findings), sharding_info_(sharding_info) {}
 
     Result<Metadata> run() {
         for (std::uint32_t f = 0; f < files_.size(); ++f) {
@@ -109,7 +109,9 @@ class Collecting {
 
     Result<void> list_file(std::uint32_t f) {
         const StoredFile& file = files_[f];
-        auto read = sharding_info(file);
+        auto read = sharding_info_ == ShardingInfo::apply
+                        ? sharding_info(file)
+                        : Result<std::optional<SavedOffsets>>(std::nullopt);
         if (!read)
             return std::unexpected(std::move(read.error()));
         const auto& info = infos_.emplace_back(std::move(*read));
@@ -255,14 +257,15 @@ class Collecting {
     std::vector<Error>* findings_;
     std::deque<std::optional<SavedOffsets>> infos_; // of files in their order; chunks point into it
     std::vector<Chunk> chunks_;
+    ShardingInfo sharding_info_;
     Metadata out_;
 };
 
 } // namespace
 
 Result<Metadata> collect_metadata(const std::vector<StoredFile>& files, const FileList& list,
-                                  std::vector<Error>* findings) {
-    return Collecting(files, list, findings).run();
+                                  std::vector<Error>* findings, ShardingInfo sharding_info) {
+    return Collecting(files, list, findings, sharding_info).run();
 }
 
 } // namespace safering::checkpoint

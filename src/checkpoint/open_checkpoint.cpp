@@ -61,8 +61,8 @@ struct Head {
 
 class Opening {
   public:
-    Opening(Reactor& reactor, bool strict, std::vector<Error>* findings)
-        : reactor_(reactor), strict_(strict), findings_(findings) {}
+    Opening(Reactor& reactor, bool strict, std::vector<Error>* findings, ShardingInfo sharding_info)
+        : reactor_(reactor), strict_(strict), findings_(findings), sharding_info_(sharding_info) {}
 
     Result<StoredCheckpoint> run(const std::string& path, const FileList* list) {
         out_.path = path;
@@ -82,7 +82,7 @@ class Opening {
             if (auto opened = open_some(some); !opened)
                 return std::unexpected(std::move(opened.error()));
         }
-        auto metadata = collect_metadata(out_.files, *list, findings_);
+        auto metadata = collect_metadata(out_.files, *list, findings_, sharding_info_);
         if (!metadata)
             return std::unexpected(std::move(metadata.error()));
         out_.metadata = std::move(*metadata);
@@ -303,6 +303,7 @@ class Opening {
     Reactor& reactor_;
     bool strict_;
     std::vector<Error>* findings_;
+    ShardingInfo sharding_info_;
     StoredCheckpoint out_;
     std::map<std::string_view, const ManifestFile*> expected_;
 };
@@ -310,7 +311,7 @@ class Opening {
 } // namespace
 
 Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& path, bool strict,
-                                         std::vector<Error>* findings) {
+                                         std::vector<Error>* findings, ShardingInfo sharding_info) {
     // A checkpoint that is replaced while it is opened is opened again: its files would be of two saves.
     constexpr int tries = 10;
     const std::size_t found_before = findings == nullptr ? 0 : findings->size();
@@ -320,7 +321,7 @@ Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& pa
         auto list = list_checkpoint(reactor, path, strict, findings);
         if (!list)
             return std::unexpected(std::move(list.error()));
-        auto opened = Opening(reactor, strict, findings).run(path, &*list);
+        auto opened = Opening(reactor, strict, findings, sharding_info).run(path, &*list);
         if (is_current(reactor, path, *list))
             return opened;
     }

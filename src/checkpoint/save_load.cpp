@@ -53,13 +53,18 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
     for (const NamedTensor& tensor : tensors)
         locals.push_back({.fqn = tensor.name, .data = tensor.data});
     DefaultSavePlanner planner(std::move(locals));
-    auto layout = plan::plan_layout({planner.create_local_plan()}, {.metadata = metadata});
+    const auto wrong = [&](Error error) {
+        error.file = path; // not the layout's name for it
+        return std::unexpected(std::move(error));
+    };
+    auto layout =
+        plan::plan_layout({planner.create_local_plan()}, {.metadata = metadata, .format = {}});
     if (!layout)
-        return std::unexpected(std::move(layout.error()));
+        return wrong(std::move(layout.error()));
     if (layout->files.empty()) {
         auto head = safetensors::write_header({}, metadata);
         if (!head)
-            return std::unexpected(std::move(head.error()));
+            return wrong(std::move(head.error()));
         layout->files.push_back({.file = {file_name, head->size(), head->size()}, .head = *head});
     }
     layout->files[0].file.name = file_name;

@@ -73,7 +73,8 @@ Result<Metadata> HuggingFaceStorageReader::read_metadata() {
     auto reactor = impl_->reactor.get();
     if (!reactor)
         return std::unexpected(std::move(reactor.error()));
-    auto opened = open_checkpoint(**reactor, impl_->path, impl_->options.strict);
+    auto opened = open_checkpoint(**reactor, impl_->path, impl_->options.strict, nullptr,
+                                  impl_->options.sharding_info);
     if (!opened)
         return std::unexpected(std::move(opened.error()));
     for (const StoredFile& file : opened->files)
@@ -122,16 +123,16 @@ Result<LoadReport> HuggingFaceStorageReader::read_data(const LoadPlan& plan, Loa
 void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& planner,
                                           ReadHandler handler) {
     auto job = impl_->make_job(plan, planner);
-    Reactor& reactor = *impl_->reactor.value();
     if (!job)
-        return deliver<LoadReport>(reactor, std::move(handler),
-                                   std::unexpected(std::move(job.error())));
-    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), &reactor, plan, &planner,
+        return deliver(executor(), Result<LoadReport>(std::unexpected(std::move(job.error()))),
+                       std::move(handler));
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), plan, &planner,
+                   executor = executor(),
                    handler = std::move(handler)](Result<LoadReport> result) mutable {
         if (result)
             if (auto committed = commit_all(plan, planner); !committed)
                 result = std::unexpected(std::move(committed.error()));
-        deliver(reactor, std::move(handler), std::move(result));
+        deliver(executor, std::move(result), std::move(handler));
     });
 }
 

@@ -255,17 +255,17 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
 
 void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& planner,
                                            WriteHandler handler) {
-    Reactor& reactor = *impl_->reactor.value();
-    auto job = WriteJob::make(reactor, plan, planner,
-                              {.digests = impl_->options.digests,
-                               .progress = impl_->options.progress,
-                               .stop = impl_->stop.get_token()});
+    auto job =
+        WriteJob::make(*impl_->reactor.value(), plan, planner,
+                       {.digests = impl_->options.digests,
+                        .progress = impl_->options.progress,
+                        .stop = impl_->stop.get_token()});
     if (!job)
-        return deliver<WriteResults>(reactor, std::move(handler),
-                                     std::unexpected(std::move(job.error())));
-    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), &reactor,
+        return deliver(executor(), Result<WriteResults>(std::unexpected(std::move(job.error()))),
+                       std::move(handler));
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), executor = executor(),
                    handler = std::move(handler)](Result<WriteResults> result) mutable {
-        deliver(reactor, std::move(handler), std::move(result));
+        deliver(executor, std::move(result), std::move(handler));
     });
 }
 

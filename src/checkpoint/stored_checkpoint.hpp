@@ -46,7 +46,8 @@ struct StoredCheckpoint {
 /// Opens and checks. With `findings`, faults of single files and tensors are added to it and the rest is
 /// opened; without, the first is the Error. Blocks.
 Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& path, bool strict,
-                                         std::vector<Error>* findings = nullptr);
+                                         std::vector<Error>* findings = nullptr,
+                                         ShardingInfo sharding_info = ShardingInfo::apply);
 
 /// Where a checkpoint's files are: names, each with its path.
 struct FileList {
@@ -70,7 +71,7 @@ bool is_current(Reactor& reactor, const std::string& path, const FileList& list)
 
 /// Chunks of every tensor, from the files' tables and sharding infos. Pure.
 Result<Metadata> collect_metadata(const std::vector<StoredFile>& files, const FileList& list,
-                                  std::vector<Error>* findings);
+                                  std::vector<Error>* findings, ShardingInfo sharding_info);
 
 /// Adds to findings, or makes it the result.
 inline Result<void> report(std::vector<Error>* findings, Error error) {

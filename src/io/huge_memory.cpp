@@ -9,8 +9,11 @@
 
 namespace safering::io {
 
+namespace {
+constexpr std::size_t huge_page = std::size_t{2} << 20;
+}
+
 Result<std::shared_ptr<std::byte>> allocate_huge(std::size_t bytes) {
-    constexpr std::size_t huge_page = std::size_t{2} << 20;
     if (bytes == 0)
         return std::shared_ptr<std::byte>();
     if (bytes > SIZE_MAX - 2 * huge_page)
@@ -23,10 +26,17 @@ Result<std::shared_ptr<std::byte>> allocate_huge(std::size_t bytes) {
                     std::to_string(bytes) + " bytes for tensors");
     auto* aligned =
         reinterpret_cast<std::byte*>(round_up(reinterpret_cast<std::uintptr_t>(memory), huge_page));
-    // A hint: without huge pages the memory works all the same.
-    (void)::madvise(aligned, round_up(bytes, huge_page), MADV_HUGEPAGE);
+    advise_huge(aligned, round_up(bytes, huge_page));
     return std::shared_ptr<std::byte>(aligned,
                                       [memory, mapped](std::byte*) { ::munmap(memory, mapped); });
+}
+
+void advise_huge(void* memory, std::size_t bytes) {
+    const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+    const std::uintptr_t first = round_up(begin, huge_page);
+    const std::uintptr_t end = (begin + bytes) / huge_page * huge_page;
+    if (first < end) // without huge pages the memory works all the same
+        (void)::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 }
 
 } // namespace safering::io

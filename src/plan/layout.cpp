@@ -151,7 +151,8 @@ Draft draft_sharded(const std::vector<SavePlan>& plans, const ItemNames& names,
 std::vector<std::pair<std::string, std::string>>
 file_metadata(const LayoutOptions& options, const std::vector<StoredTensor*>& stored) {
     std::map<std::string, std::string> entries(options.metadata.begin(), options.metadata.end());
-    entries.try_emplace("format", "pt");
+    if (!options.format.empty())
+        entries.try_emplace("format", options.format);
     if (options.layout == FileLayout::sharded) {
         ShardingInfo info;
         for (const StoredTensor* one : stored)

@@ -22,9 +22,12 @@ struct LayoutOptions {
     FileLayout layout = FileLayout::full;
     /// Empty: one file, index 1.
     FqnToIndexMapping fqn_to_index_mapping{};
-    /// Added to every file's __metadata__; "format": "pt" is added where absent. The keys of DCP's
-    /// (DCP_SHARDING_INFO, DCP_VERSION) are the layout's own in a sharded layout.
+    /// Added to every file's __metadata__. The keys of DCP's (DCP_SHARDING_INFO, DCP_VERSION) are the
+    /// layout's own in a sharded layout.
     std::vector<std::pair<std::string, std::string>> metadata{};
+    /// Value of the key "format", which Hugging Face readers look for, where `metadata` lacks it; empty:
+    /// it stays absent.
+    std::string format = "pt";
     /// Where the plans are not those of all ranks: the rank of the first, and how many ranks there are.
     /// Further shards are then numbered apart from those of any other rank.
     std::uint32_t first_rank = 0;

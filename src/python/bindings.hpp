@@ -17,6 +17,7 @@
 
 #include <safering/error.hpp>
 #include <safering/plan.hpp>
+#include <safering/planner.hpp>
 #include <safering/reactor.hpp>
 
 namespace safering::python {
@@ -28,6 +29,7 @@ void bind_writer(py::module_& module);
 void bind_reader(py::module_& module);
 void bind_files(py::module_& module);
 void bind_staging(py::module_& module);
+void bind_stored_file(py::module_& module);
 
 /// A tuple (or any sequence) of ints, as torch.Size is one.
 Shape to_shape(py::handle numbers);
@@ -64,6 +66,20 @@ struct TensorColumns {
         }
         return out;
     }
+};
+
+/// Destinations that are known before the load.
+class DestinationPlanner final : public LoadPlanner {
+  public:
+    explicit DestinationPlanner(std::vector<MutableTensorView> views) : views_(std::move(views)) {}
+    // Asked once an item, in plan order.
+    Result<MutableTensorView> resolve_tensor(const ReadItem&) override {
+        return std::move(views_[next_++]);
+    }
+
+  private:
+    std::vector<MutableTensorView> views_;
+    std::size_t next_ = 0;
 };
 
 /// Bytes done and in all, counted on the reactor's thread and told on the waiting one.

@@ -47,4 +47,5 @@ PYBIND11_MODULE(_native, module) {
     bind_reader(module);
     bind_files(module);
     bind_staging(module);
+    bind_stored_file(module);
 }

@@ -7,19 +7,6 @@ namespace safering::python {
 
 namespace {
 
-class DestinationPlanner final : public LoadPlanner {
-  public:
-    explicit DestinationPlanner(std::vector<MutableTensorView> views) : views_(std::move(views)) {}
-    // Asked once an item, in plan order.
-    Result<MutableTensorView> resolve_tensor(const ReadItem&) override {
-        return std::move(views_[next_++]);
-    }
-
-  private:
-    std::vector<MutableTensorView> views_;
-    std::size_t next_ = 0;
-};
-
 Verification to_verification(const std::string& name) {
     if (name == "off")
         return Verification::off;

@@ -232,8 +232,7 @@ TEST_F(OneCall, SavesAndLoadsAFile) {
         EXPECT_EQ(view.shape, tensor.shape);
         EXPECT_TRUE(std::equal(tensor.bytes.begin(), tensor.bytes.end(), view.data));
     }
-    EXPECT_TRUE(
-        std::ranges::count(loaded.metadata, std::pair<std::string, std::string>{"step", "3"}));
+    EXPECT_EQ(loaded.metadata, (std::vector<std::pair<std::string, std::string>>{{"step", "3"}}));
 }
 
 TEST_F(OneCall, ReplacesDurablyOrLeavesTheOldFile) {
@@ -266,6 +265,15 @@ TEST_F(OneCall, ThrowsWithTheReason) {
     auto twice = named(model);
     twice.push_back(twice[0]);
     EXPECT_THROW(save_file(file, twice, {}, reactor), Exception);
+    auto reserved = named(model);
+    reserved[0].name = "__metadata__";
+    try {
+        save_file(file, reserved, {}, reactor);
+        FAIL();
+    } catch (const Exception& exception) {
+        EXPECT_EQ(exception.error().code, Errc::plan_bad_name);
+        EXPECT_EQ(exception.error().file, file);
+    }
     EXPECT_EQ(differences(model, {1, 0}, file, reactor), "");
 }
 
@@ -273,7 +281,8 @@ TEST_F(OneCall, SavesNothingAsAValidFile) {
     save_file(file, {}, {{"only", "metadata"}}, reactor);
     const LoadedFile loaded = load_file(file, 0, reactor);
     EXPECT_TRUE(loaded.tensors.empty());
-    EXPECT_FALSE(loaded.metadata.empty());
+    EXPECT_EQ(loaded.metadata,
+              (std::vector<std::pair<std::string, std::string>>{{"only", "metadata"}}));
 }
 
 } // namespace

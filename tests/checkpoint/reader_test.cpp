@@ -117,6 +117,22 @@ TEST_F(Reader, NoticesALostOverlappingOrForeignShard) {
     EXPECT_EQ(load_error().code, Errc::checkpoint_conflict);
 }
 
+TEST_F(Reader, TakesASingleShardAsItStandsWhereAsked) {
+    write_shard(1, tensor, 4, 7);
+    EXPECT_EQ(load_error().code, Errc::checkpoint_incomplete);
+    HuggingFaceStorageReader reader(path + "/shard-00002-model-00001-of-00001.safetensors",
+                                    {.sharding_info = ShardingInfo::ignore}, reactor);
+    const Metadata metadata = value_or_throw(reader.read_metadata());
+    const TensorStorageMetadata& stored = metadata.tensors.at("w");
+    EXPECT_EQ(stored.size, (Shape{3, 6}));
+    std::vector<std::byte> bytes(stored.storage.at(0).length);
+    DefaultLoadPlanner planner(
+        {{.fqn = "w", .data = {.data = bytes.data(), .dtype = Dtype::bf16, .shape = {3, 6}}}});
+    const LoadPlan plan = value_or_throw(planner.create_local_plan(metadata));
+    EXPECT_TRUE(reader.read_data(plan, planner));
+    EXPECT_EQ(bytes, bytes_of(tensor, {{4, 0}, {3, 6}}));
+}
+
 TEST_F(Reader, RefusesBadShardingInfo) {
     for (const char* info :
          {"{", "[]", "{}", R"({"w":{}})", R"({"w":{"saved_offsets":0}})",

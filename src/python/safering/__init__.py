@@ -6,6 +6,7 @@
 """
 
 from ._errors import Error, StorageError
+from ._files import safe_open
 from ._runtime import info
 
-__all__ = ["Error", "StorageError", "info"]
+__all__ = ["Error", "StorageError", "info", "safe_open"]

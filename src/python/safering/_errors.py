@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+try:
+    from safetensors import SafetensorError
+except ImportError:
+    SafetensorError = Exception  # type: ignore[assignment, misc]
 
-class Error(RuntimeError):
+
+class Error(RuntimeError, SafetensorError):
     """One failure: what, where, and what to do next; `str()` is one line for a person.
+
+    Also a `safetensors.SafetensorError` where safetensors is installed, so that code which catches that one around
+    `safe_open`, `load_file` or `save_file` works with safering's.
 
     Attributes:
         reason: what went wrong, in a few words.

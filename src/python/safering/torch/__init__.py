@@ -3,12 +3,14 @@
     from safering.torch import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 and nothing else changes. `install()` puts them in place of torch's, for code that imports those itself.
+`save_file`, `load_file` and `safe_open` take the place of `safetensors.torch`'s.
 """
 
 # Clients use safetensors.torch without importing it, relying on torch's module having done so.
 import safetensors.torch  # noqa: F401
 
 from ._consolidate import consolidate_safetensors_files, consolidate_safetensors_files_on_every_rank
+from ._files import load_file, safe_open, save_file
 from ._install import install, uninstall
 from ._planner import DefaultLoadPlanner, DefaultSavePlanner
 from ._quantized import QuantizedHuggingFaceStorageReader
@@ -25,4 +27,7 @@ __all__ = [
     "consolidate_safetensors_files_on_every_rank",
     "install",
     "uninstall",
+    "load_file",
+    "safe_open",
+    "save_file",
 ]
