@@ -384,11 +384,16 @@ def save_alone(path, layout: str, arguments: dict) -> None:
     dcp.save(state, storage_writer=SAFERING.writer(str(path), **LAYOUTS[layout]), **arguments)
 
 
-@pytest.mark.xfail(strict=False, reason="ranks that plan alone")
+# What no rank sees the whole of cannot be laid out as final files.
+final = pytest.mark.xfail(strict=False, reason="ranks that plan alone, with final files")
+
+
 @pytest.mark.parametrize(
     "arguments", [{"use_collectives": False}, {"no_dist": True}], ids=["no_collectives", "no_dist"]
 )
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(
+    "layout", ["sharded", pytest.param("full", marks=final), pytest.param("consolidated", marks=final)]
+)
 def test_ranks_that_plan_alone(tmp_path, layout, arguments):
     for _ in range(2):
         run(2, save_alone, tmp_path / "c", layout, arguments)

@@ -176,6 +176,21 @@ def test_every_dtype(tmp_path, world):
     assert_same({name: whole[name] for name in other}, other)
 
 
+def test_every_dtype_in_the_background(tmp_path):
+    state = dtype_state()
+    state |= {"strided": numbers(9, 8)[::2, 1::3], "conjugate": random_bits((4,), torch.complex64).conj()}
+    expected = {name: tensor.resolve_conj().contiguous().clone() for name, tensor in state.items()}
+    for step in range(2):
+        future = dcp.async_save(dict(state), storage_writer=SAFERING.writer(str(tmp_path / f"{step}")))
+        for tensor in state.values():
+            tensor = tensor.view(torch.uint8) if tensor.dtype.itemsize == 1 else tensor
+            tensor.copy_(torch.ones(()))
+        future.result()
+        assert_same(load(tmp_path / f"{step}", expected), expected)
+        expected = {name: tensor.resolve_conj().contiguous().clone() for name, tensor in state.items()}
+
+
+@pytest.mark.filterwarnings("ignore:ComplexHalf support")
 @pytest.mark.parametrize("dtype", [torch.complex128, torch.complex32], ids=str)
 def test_dtype_that_the_format_lacks(tmp_path, dtype):
     with pytest.raises(CheckpointException) as caught:

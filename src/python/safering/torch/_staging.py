@@ -28,15 +28,14 @@ def stage(state_dict: dict[str, Any]) -> dict[str, Any]:
         offsets.append(end)
         end += -(-nbytes(source) // _ALIGNMENT) * _ALIGNMENT
     buffer = _native.StagingBuffer(max(end, 1))
-    memory = torch.frombuffer(buffer, dtype=torch.uint8)
-    typed: dict[torch.dtype, torch.Tensor] = {}
 
     def view(source: torch.Tensor, offset: int) -> torch.Tensor:
-        base = typed.get(source.dtype)
-        if base is None:
-            whole = memory[: memory.numel() // source.dtype.itemsize * source.dtype.itemsize]
-            base = typed[source.dtype] = whole.view(source.dtype)
-        return base.as_strided(source.shape, _contiguous_strides(source.shape), offset // source.dtype.itemsize)
+        if not source.numel():
+            return torch.empty(source.shape, dtype=source.dtype)
+        # Each with a storage of its own: torch sends tensors to another process by moving their storage to shared
+        # memory, and DTensors that shared one crash there.
+        data = torch.frombuffer(buffer, dtype=torch.uint8, count=nbytes(source), offset=offset)
+        return data.view(source.dtype).view(source.shape)
 
     staged = [view(source, offset) for source, offset in zip(sources, offsets)]
     flat = [i for i, source in enumerate(sources) if is_plain(source) and source.is_contiguous() and source.numel()]
@@ -52,13 +51,6 @@ def stage(state_dict: dict[str, Any]) -> dict[str, Any]:
     synchronize(devices)
     following = iter(staged)
     return _walk(state_dict, lambda _: next(following))
-
-
-def _contiguous_strides(shape: torch.Size) -> tuple[int, ...]:
-    strides = [1] * len(shape)
-    for d in range(len(shape) - 1, 0, -1):
-        strides[d - 1] = strides[d] * max(shape[d], 1)
-    return tuple(strides)
 
 
 def _walk(value: Any, local: Any) -> Any:
