@@ -65,13 +65,7 @@ def _walk(value: Any, local: Any) -> Any:
         return out
     if isinstance(value, DTensor):
         tensor = local(value.detach()._local_tensor)
-        if tensor is None:
-            return None
-        # Made of a stand-in: torch 2.13 crashes when it sends a DTensor to another process whose local tensor it was
-        # made of shares its storage with a tensor that was sent before.
-        out = DTensor(tensor.new_empty(()).expand(tensor.shape), value._spec, requires_grad=False)
-        out._local_tensor = tensor
-        return out
+        return None if tensor is None else DTensor(tensor, value._spec, requires_grad=False)
     if isinstance(value, torch.Tensor):
         return local(value.detach())
     if isinstance(value, dict):
