@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import _native, _runtime
+from .._paths import make_directories, sync_directory
 from ._dtypes import CODES
 from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
@@ -180,7 +181,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             _native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(full)
         ]
         target = self._target
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        make_directories(os.path.dirname(target))
         self._native = None  # its unfinished attempt goes first
         self._native = self._make_native(_alone() if self._sharded and len(plans) == 1 else None)
         storages = self._native.prepare_global_plan(native_plans)
@@ -242,11 +243,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        directory = os.open(self._target, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(self._target)
 
     @property
     def _sharded(self) -> bool:
