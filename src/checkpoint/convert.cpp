@@ -98,13 +98,13 @@ Result<FqnToIndexMapping> choose_files(const Metadata& metadata, const ConvertOp
     if (!mapping.empty()) {
         for (const auto& [fqn, tensor] : metadata.tensors)
             if (!mapping.contains(fqn))
-                return std::unexpected(Error{
-                    .code = Errc::plan_unmapped_tensor,
-                    .operation = "convert",
-                    .tensor = fqn,
-                    .detail = fmt::format("the checkpoint holds it, expected it among the {} "
-                                          "names of the mapping; add it",
-                                          mapping.size())});
+                return std::unexpected(
+                    Error{.code = Errc::plan_unmapped_tensor,
+                          .operation = "convert",
+                          .tensor = fqn,
+                          .detail = fmt::format("the checkpoint holds it, expected it among the {} "
+                                                "names of the mapping; add it",
+                                                mapping.size())});
         return mapping;
     }
     if (options.files == 0 && options.max_file_bytes == 0)
@@ -317,10 +317,10 @@ Result<void> Conversion::open() {
 }
 
 HuggingFaceStorageWriter Conversion::make_writer(FqnToIndexMapping mapping) {
-    return HuggingFaceStorageWriter(destination_,
-                                    {.fqn_to_index_mapping = std::move(mapping),
-                                     .metadata = common_metadata(reader_)},
-                                    reactor_);
+    return HuggingFaceStorageWriter(
+        destination_,
+        {.fqn_to_index_mapping = std::move(mapping), .metadata = common_metadata(reader_)},
+        reactor_);
 }
 
 Result<std::vector<std::vector<SavePlan>>> Conversion::prepare(std::uint32_t ranks) {

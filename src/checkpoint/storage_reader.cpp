@@ -126,8 +126,7 @@ void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& pla
     if (!job)
         return deliver(executor(), Result<LoadReport>(std::unexpected(std::move(job.error()))),
                        std::move(handler));
-    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), plan, &planner,
-                   executor = executor(),
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), plan, &planner, executor = executor(),
                    handler = std::move(handler)](Result<LoadReport> result) mutable {
         if (result)
             if (auto committed = commit_all(plan, planner); !committed)

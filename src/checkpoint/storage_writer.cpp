@@ -255,11 +255,10 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
 
 void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& planner,
                                            WriteHandler handler) {
-    auto job =
-        WriteJob::make(*impl_->reactor.value(), plan, planner,
-                       {.digests = impl_->options.digests,
-                        .progress = impl_->options.progress,
-                        .stop = impl_->stop.get_token()});
+    auto job = WriteJob::make(*impl_->reactor.value(), plan, planner,
+                              {.digests = impl_->options.digests,
+                               .progress = impl_->options.progress,
+                               .stop = impl_->stop.get_token()});
     if (!job)
         return deliver(executor(), Result<WriteResults>(std::unexpected(std::move(job.error()))),
                        std::move(handler));

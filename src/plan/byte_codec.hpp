@@ -16,7 +16,13 @@
 
 namespace safering::plan {
 
-enum class ByteKind : std::uint8_t { save_plan = 1, write_results, load_plan, metadata, storage_plan };
+enum class ByteKind : std::uint8_t {
+    save_plan = 1,
+    write_results,
+    load_plan,
+    metadata,
+    storage_plan
+};
 
 /// Longer names are written out each time: a short input cannot repeat a long string at will.
 inline constexpr std::size_t shared_name_bytes = 256;

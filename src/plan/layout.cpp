@@ -268,9 +268,8 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, ItemNames names,
     if (!index_of)
         return std::unexpected(index_of.error());
 
-    Draft draft =
-        full ? draft_full(std::move(names), *index_of)
-             : draft_sharded(plans, names, *index_of, options);
+    Draft draft = full ? draft_full(std::move(names), *index_of)
+                       : draft_sharded(plans, names, *index_of, options);
     Layout layout;
     if (auto laid = lay_out_files(draft, options, layout); !laid)
         return std::unexpected(std::move(laid.error()));

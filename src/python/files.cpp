@@ -86,8 +86,8 @@ class Conversion {
         std::vector<SavePlan> part;
         for (const py::bytes& window : windows)
             part.push_back(value_or_throw(save_plan_from_bytes(to_span(window))));
-        std::future<std::vector<WriteResults>> running = std::async(
-            std::launch::async, [&] { return value_or_throw(conversion_.write(part)); });
+        std::future<std::vector<WriteResults>> running =
+            std::async(std::launch::async, [&] { return value_or_throw(conversion_.write(part)); });
         py::list out;
         for (const WriteResults& results :
              python::wait(running, progress, *count_, [this] { stop_.request_stop(); }))

@@ -13,10 +13,9 @@ void raise(const Error& error) {
     const py::object make = py::module_::import("safering._errors").attr("make");
     const bool system = error.code.category() == std::system_category() ||
                         error.code.category() == std::generic_category();
-    const py::object exception =
-        make(error.message(), system ? error.code.value() : 0, error.code.message(),
-             error.operation, py::bytes(error.file), py::bytes(error.tensor), error.offset,
-             error.length, error.detail);
+    const py::object exception = make(
+        error.message(), system ? error.code.value() : 0, error.code.message(), error.operation,
+        py::bytes(error.file), py::bytes(error.tensor), error.offset, error.length, error.detail);
     PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.ptr())), exception.ptr());
 }
 

@@ -17,10 +17,9 @@ std::shared_ptr<Reactor> make_reactor(const std::string& backend, std::size_t bu
     constexpr std::size_t least = 4096;
     if (buffer_memory < 2 * least)
         throw py::value_error("buffer_memory must be at least 8192 bytes");
-    options.buffer_bytes =
-        std::min(options.buffer_bytes, std::bit_floor(buffer_memory / 2));
-    options.buffer_count = static_cast<unsigned>(
-        std::min<std::size_t>(buffer_memory / options.buffer_bytes, 1024));
+    options.buffer_bytes = std::min(options.buffer_bytes, std::bit_floor(buffer_memory / 2));
+    options.buffer_count =
+        static_cast<unsigned>(std::min<std::size_t>(buffer_memory / options.buffer_bytes, 1024));
     const py::gil_scoped_release release;
     return value_or_throw(Reactor::create(options));
 }

@@ -1,6 +1,5 @@
 #include "python/bindings.hpp"
 
-
 #include <safering/storage_reader.hpp>
 
 namespace safering::python {
@@ -48,8 +47,8 @@ class Reader {
                 chunks.append(py::make_tuple(to_tuple(tensor.chunks[i].offsets),
                                              to_tuple(tensor.chunks[i].sizes),
                                              tensor.storage[i].file));
-            tensors.append(py::make_tuple(fqn, static_cast<int>(tensor.dtype),
-                                          to_tuple(tensor.size), chunks));
+            tensors.append(
+                py::make_tuple(fqn, static_cast<int>(tensor.dtype), to_tuple(tensor.size), chunks));
         }
         return py::make_tuple(files, tensors);
     }

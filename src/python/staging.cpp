@@ -98,12 +98,13 @@ void copy_into(const StagingBuffer& buffer, const py::list& offsets, const py::l
     for (std::size_t i = 0; i < py::len(offsets); ++i) {
         const auto offset = py::cast<std::size_t>(offsets[i]);
         const auto size = py::cast<std::size_t>(sizes[i]);
-        const auto* from = reinterpret_cast<const std::byte*>(py::cast<std::uintptr_t>(addresses[i]));
+        const auto* from =
+            reinterpret_cast<const std::byte*>(py::cast<std::uintptr_t>(addresses[i]));
         if (offset > buffer.bytes() || size > buffer.bytes() - offset)
             throw py::value_error("a copy reaches past the end of the buffer");
         for (std::size_t done = 0; done < size; done += piece_bytes)
-            pieces.push_back({buffer.data() + offset + done, from + done,
-                              std::min(piece_bytes, size - done)});
+            pieces.push_back(
+                {buffer.data() + offset + done, from + done, std::min(piece_bytes, size - done)});
     }
     const py::gil_scoped_release release;
     copy(pieces);

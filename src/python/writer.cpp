@@ -47,7 +47,9 @@ class ViewPlanner final : public SavePlanner {
   public:
     explicit ViewPlanner(std::vector<TensorView> views) : views_(std::move(views)) {}
     // Asked once an item, in plan order.
-    Result<TensorView> resolve_data(const WriteItem&) override { return std::move(views_[next_++]); }
+    Result<TensorView> resolve_data(const WriteItem&) override {
+        return std::move(views_[next_++]);
+    }
 
   private:
     std::vector<TensorView> views_;
@@ -57,21 +59,21 @@ class ViewPlanner final : public SavePlanner {
 class Writer {
   public:
     Writer(std::string path, std::shared_ptr<Reactor> reactor, FqnToIndexMapping mapping,
-           bool sharded, bool digests,
-           std::optional<std::pair<std::uint32_t, std::uint32_t>> alone)
+           bool sharded, bool digests, std::optional<std::pair<std::uint32_t, std::uint32_t>> alone)
         : count_(std::make_shared<ProgressCount>()),
-          writer_(std::move(path),
-                  {.fqn_to_index_mapping = std::move(mapping),
-                   .layout = sharded ? FileLayout::sharded : FileLayout::full,
-                   .alone = alone ? std::optional(RankOf{alone->first, alone->second}) : std::nullopt,
-                   .metadata = {},
-                   .digests = digests,
-                   .progress =
-                       [count = count_](std::uint64_t done, std::uint64_t total) {
-                           count->total = total;
-                           count->done = done;
-                       }},
-                  std::move(reactor)) {}
+          writer_(
+              std::move(path),
+              {.fqn_to_index_mapping = std::move(mapping),
+               .layout = sharded ? FileLayout::sharded : FileLayout::full,
+               .alone = alone ? std::optional(RankOf{alone->first, alone->second}) : std::nullopt,
+               .metadata = {},
+               .digests = digests,
+               .progress =
+                   [count = count_](std::uint64_t done, std::uint64_t total) {
+                       count->total = total;
+                       count->done = done;
+                   }},
+              std::move(reactor)) {}
 
     // Of each rank: the attempt and its part of the layout.
     py::list prepare_global_plan(const std::vector<const SavePlan*>& plans) {

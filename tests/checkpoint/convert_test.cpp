@@ -74,9 +74,9 @@ TEST_F(Convert, FollowsAMapping) {
     ASSERT_TRUE(report) << report.error().message();
     EXPECT_EQ(out_differs(model), "");
     EXPECT_EQ(disk->list("/ckpt/out"),
-              (std::vector<std::string>{
-                  "model-00001-of-00004.safetensors", "model-00003-of-00004.safetensors",
-                  "model.safetensors.index.json", "safering.manifest.json"}));
+              (std::vector<std::string>{"model-00001-of-00004.safetensors",
+                                        "model-00003-of-00004.safetensors",
+                                        "model.safetensors.index.json", "safering.manifest.json"}));
     EXPECT_FALSE(convert({.files = 1, .fqn_to_index_mapping = mapping}));
     mapping.erase("c.scale");
     report = convert({.fqn_to_index_mapping = mapping});

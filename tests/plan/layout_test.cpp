@@ -101,8 +101,8 @@ TEST(Layout, RanksThatPlanAloneNumberTheirFilesApart) {
     for (std::uint32_t rank = 0; rank < 3; ++rank) {
         const std::vector<SavePlan> own{
             {0, {shard("a", {rank * 2}, {1}, {6}), shard("a", {rank * 2 + 1}, {1}, {6})}, {}}};
-        const auto layout = plan_layout(
-            own, {.layout = FileLayout::sharded, .first_rank = rank, .ranks = 3});
+        const auto layout =
+            plan_layout(own, {.layout = FileLayout::sharded, .first_rank = rank, .ranks = 3});
         ASSERT_TRUE(layout.has_value());
         for (const std::string& name : names_of(*layout))
             EXPECT_TRUE(names.insert(name).second) << name;
