@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno as _errno
+
 try:
     from safetensors import SafetensorError
 except ImportError:
@@ -65,12 +67,25 @@ class StorageError(Error, OSError):
         return type(self), (self.args[0], self.errno, *self._fields())
 
 
+class _NotFound(StorageError, FileNotFoundError):
+    pass
+
+
+class _NotPermitted(StorageError, PermissionError):
+    pass
+
+
+# What Python makes of an OSError with such a number, for code that catches that.
+_CLASSES = {_errno.ENOENT: _NotFound, _errno.EACCES: _NotPermitted, _errno.EPERM: _NotPermitted}
+
+
 def make(
-    message: str, errno: int, reason: str, operation: str, file: bytes, tensor: bytes, offset: int, length: int, detail: str
+    message: str, errno: int, reason: str, operation: str, file: bytes, tensor: bytes, offset: int, length: int,
+    detail: str,
 ) -> Error:
     """Called by native code. Names come as bytes, for they may be anything."""
     fields = (
         reason, operation, file.decode(errors="surrogateescape"), tensor.decode(errors="surrogateescape"),
         offset, length, detail,
     )
-    return StorageError(message, errno, *fields) if errno else Error(message, *fields)
+    return _CLASSES.get(errno, StorageError)(message, errno, *fields) if errno else Error(message, *fields)

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.utils import _DistWrapper
 
 from .. import _errors, _native, _runtime
+from .._paths import make_directories
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,7 @@ def _convert(
 
 
 def _make_parent(output_dir: str) -> None:
-    os.makedirs(os.path.dirname(os.path.abspath(output_dir)), exist_ok=True)
+    make_directories(os.path.dirname(os.path.abspath(output_dir)))
 
 
 def _log(report: dict) -> None:

@@ -7,6 +7,7 @@ of the layout in `SavePlan.storage_data`, digests in the list of `WriteResult`s.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 from collections import OrderedDict
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import _native, _runtime
+from .._paths import make_directories, sync_directory
 from ._dtypes import CODES
 from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
@@ -179,7 +181,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             _native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(full)
         ]
         target = self._target
-        os.makedirs(os.path.dirname(target), exist_ok=True)
+        make_directories(os.path.dirname(target))
         self._native = None  # its unfinished attempt goes first
         self._native = self._make_native(_alone() if self._sharded and len(plans) == 1 else None)
         storages = self._native.prepare_global_plan(native_plans)
@@ -209,12 +211,14 @@ class HuggingFaceStorageWriter(_TorchWriter):
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Coordinator: the metadata commit. The checkpoint exists, whole and durable, when this returns."""
+        packed = [getattr(result, "packed", None) for result in results]
         if self._native is None or not self._prepared:
+            if results and not any(packed) and not self.save_distributed and os.path.isdir(self._target):
+                return self._write_index(results)
             raise RuntimeError(
                 f"finish: no save to {self._target} is under way in this writer; "
                 "prepare_global_plan was not called, or failed"
             )
-        packed = [getattr(result, "packed", None) for result in results]
         if None in packed:
             raise ValueError(
                 f"finish: the results of rank {packed.index(None)} are not those that write_data gave; "
@@ -224,6 +228,22 @@ class HuggingFaceStorageWriter(_TorchWriter):
         self.report = native.finish(packed)
         for note in self.report["notes"]:
             logger.info("%s: %s", self._target, note)
+
+    def _write_index(self, results: list[list[WriteResult]]) -> None:
+        """What torch's class makes of results that are not this writer's: the index of files that somebody wrote."""
+        written = [result for rank in results for result in rank]
+        index = {
+            "metadata": {"total_size": sum(result.storage_data.length for result in written)},
+            "weight_map": {result.index.fqn: result.storage_data.relative_path for result in written},
+        }
+        path = os.path.join(self._target, self.metadata_path)
+        temporary = f"{path}.{self.save_id}.tmp"
+        with open(temporary, "x", encoding="utf-8") as file:
+            json.dump(index, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        sync_directory(self._target)
 
     @property
     def _sharded(self) -> bool:
