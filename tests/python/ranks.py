@@ -19,8 +19,9 @@ from datetime import timedelta
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
+# torch._dynamo: a rank's first DTensor would import it, for longer than most tests take.
 _context.set_forkserver_preload(
-    ["torch", "torch.distributed.checkpoint", "torch.distributed.tensor", "safering.torch", "pytest"]
+    ["torch", "torch._dynamo", "torch.distributed.checkpoint", "torch.distributed.tensor", "safering.torch", "pytest"]
 )
 
 

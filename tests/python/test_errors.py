@@ -338,8 +338,10 @@ def test_ranks_that_are_killed(tmp_path, victims):
 
 
 INTERRUPTED = """
-import sys, time, torch
+import signal, sys, time, torch
 from states import save
+# A shell's background jobs are started with the signal ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def progress(done, total):
     print(done < total, flush=True)
     time.sleep(60)
