@@ -227,6 +227,12 @@ void MetadataCommit::advance(std::span<const Completion> completions) {
 }
 
 bool MetadataCommit::tolerated(const Request& request, const Completion& completion) const {
+    // A reader that opened the target since has finished the switch, with syncs of its own, and removed what
+    // was left of the attempt.
+    if (phase_ == Phase::sync_publish && input_.target_present &&
+        request.path == attempt_directory_ &&
+        failed_with(completion, std::errc::no_such_file_or_directory))
+        return true;
     return request.op == Opcode::rename && !input_.target_present &&
            (failed_with(completion, std::errc::file_exists) ||
             failed_with(completion, std::errc::directory_not_empty));

@@ -105,6 +105,21 @@ TEST(MetadataCommit, SaysThatTheTargetAppeared) {
     EXPECT_FALSE(commit.published());
 }
 
+TEST(MetadataCommit, LetsAReaderFinishTheSwitchMeanwhile) {
+    const auto gone = std::make_error_code(std::errc::no_such_file_or_directory);
+    MetadataCommit whole(input(true));
+    const std::size_t steps = run(whole, ~std::size_t{0}).steps.size();
+    for (std::size_t failing = 0; failing < steps; ++failing) {
+        MetadataCommit commit(input(true));
+        const Trace trace = run(commit, failing, gone);
+        const bool attempt_after_publish = failing == steps - 2;
+        EXPECT_EQ(trace.steps[failing].ends_with(attempt_directory),
+                  failing == steps - 5 || attempt_after_publish);
+        EXPECT_EQ(commit.committed(), attempt_after_publish) << trace.steps[failing];
+        EXPECT_EQ(commit.error().has_value(), !attempt_after_publish) << trace.steps[failing];
+    }
+}
+
 TEST(RedoSwitch, MovesDataThenManifestThenIndexAndUnlinksLast) {
     MetadataCommit commit(input(true));
     run(commit, ~std::size_t{0});
