@@ -13,7 +13,6 @@ end together, so wall time is that of the slowest; CPU is the sum of the ranks, 
 import argparse
 import json
 import os
-import resource
 import shutil
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ import warnings
 from pathlib import Path
 
 from fio import fio_round, parse_size
+from process import cpu_seconds, peak_bytes, reset_peak
 
 SMALL_TENSORS = 20000
 
@@ -98,22 +98,6 @@ def local_bytes(state):
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def cpu_seconds():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def peak_bytes():
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-
-
-def reset_peak():
-    Path("/proc/self/clear_refs").write_text("5")
-    return peak_bytes()
-
-
 def for_each_file(directory, act):
     for path in sorted(Path(directory).rglob("*")):
         descriptor = os.open(path, os.O_RDONLY)
@@ -127,6 +111,8 @@ def measured(work, touched):
     torch.empty(touched, dtype=torch.uint8).fill_(1)
     barrier()
     peak, cpu, begin = reset_peak(), cpu_seconds(), time.monotonic()
+    if peak is None:
+        sys.exit("/proc/self/clear_refs cannot be written here, so peak memory cannot be told")
     work()
     barrier()
     return {"seconds": time.monotonic() - begin, "cpu": cpu_seconds() - cpu, "extra": peak_bytes() - peak}

@@ -8,7 +8,6 @@ save, since upstream leaves that out and the other side does not.
 
 import json
 import os
-import resource
 import shutil
 import sys
 import time
@@ -17,27 +16,9 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 
+from process import cpu_seconds, peak_bytes, reset_peak
+
 ROWS, COLUMNS = 4096, 4096
-
-
-def cpu_seconds():
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def peak_bytes():
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return None
-
-
-def reset_peak():
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return None
-    return peak_bytes()
 
 
 def sync_files(directory):

@@ -40,6 +40,7 @@ Dtype to_dtype(py::handle code);
 std::string to_text(py::handle text);
 std::span<const std::byte> to_span(const py::bytes& bytes);
 py::bytes to_bytes_object(const std::vector<std::byte>& bytes);
+std::vector<WriteResults> to_results(const std::vector<py::bytes>& packed);
 py::dict to_dict(const ReactorInfo& info);
 
 /// The columns of a call must be equally long.

@@ -63,6 +63,13 @@ py::bytes to_bytes_object(const std::vector<std::byte>& bytes) {
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 
+std::vector<WriteResults> to_results(const std::vector<py::bytes>& packed) {
+    std::vector<WriteResults> results;
+    for (const py::bytes& bytes : packed)
+        results.push_back(value_or_throw(write_results_from_bytes(to_span(bytes))));
+    return results;
+}
+
 void check_columns(std::size_t count, std::initializer_list<py::sequence> columns) {
     for (const py::sequence& column : columns)
         if (py::len(column) != count)

@@ -118,9 +118,7 @@ class Writer {
     }
 
     py::dict finish(const std::vector<py::bytes>& packed) {
-        std::vector<WriteResults> results;
-        for (const py::bytes& bytes : packed)
-            results.push_back(value_or_throw(write_results_from_bytes(to_span(bytes))));
+        std::vector<WriteResults> results = to_results(packed);
         SaveReport report;
         {
             const py::gil_scoped_release release;

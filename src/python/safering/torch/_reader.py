@@ -165,7 +165,6 @@ class HuggingFaceStorageReader(_TorchReader):
         return self._native.read_metadata()
 
     def _read(self, items: list[ReadItem], tensors: list[torch.Tensor], report: dict[str, Any]) -> None:
-        codes = [None] * len(items)
         sources = [item.storage_index for item in items]
         places = [source.offset for source in sources]
         offsets = [item.storage_offsets for item in items]
