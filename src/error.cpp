@@ -73,6 +73,7 @@ const char* words(Errc code) {
     case Errc::io_backend_unavailable: return "I/O backend is not available";
     case Errc::io_forked: return "reactor was made in another process";
     case Errc::io_stopped: return "reactor is stopping";
+    case Errc::io_peer_lost: return "another rank of this host ended or gave up";
     }
     return "unknown safering error";
 }

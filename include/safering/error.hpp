@@ -81,8 +81,9 @@ enum class Errc {
     io_no_progress = 300, ///< a transfer that moved nothing, again and again
     io_unexpected_end,    ///< a file that ended before the bytes that were planned
     io_backend_unavailable,
-    io_forked,  ///< a reactor used in a child process
-    io_stopped, ///< submitted to a reactor that is being destroyed
+    io_forked,    ///< a reactor used in a child process
+    io_stopped,   ///< submitted to a reactor that is being destroyed
+    io_peer_lost, ///< another rank of the host ended or gave up in an exchange
 };
 
 SAFERING_API const std::error_category& safering_category() noexcept;

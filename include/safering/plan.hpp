@@ -8,6 +8,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <boost/container/flat_map.hpp>
@@ -83,6 +84,64 @@ enum class FileLayout : std::uint8_t {
     sharded, ///< shard-00001-model-...: a stored tensor is one rank's chunk
 };
 
+/// How ranks of one host bring together what would reach a file as short runs: the rank that owns a run of
+/// cells takes the others' bytes and writes whole blocks (two-phase I/O, as ROMIO has it).
+enum class ExchangeWay : std::uint8_t {
+    automatic,      ///< where it is cheaper, and the best way that this host permits
+    off,            ///< every rank writes its own bytes
+    process_memory, ///< process_vm_readv, or an error
+    shared_memory,  ///< a segment that both map
+};
+SAFERING_API std::string_view name(ExchangeWay way);
+
+/// Cells [first_cell, last_cell) of a file, in units of chunk_bytes, that `owner` writes whole.
+struct ExchangedCells {
+    /// Index into StoragePlan::files.
+    std::uint32_t file = 0;
+    std::uint32_t owner = 0;
+    std::uint64_t first_cell = 0;
+    std::uint64_t last_cell = 0;
+
+    friend bool operator==(const ExchangedCells&, const ExchangedCells&) = default;
+};
+
+/// An item of another rank with bytes in cells that this rank owns.
+struct ForeignItem {
+    std::uint32_t rank = 0;
+    /// Index into the items of that rank's plan.
+    std::uint32_t item = 0;
+    Dtype dtype = Dtype::u8;
+    /// The item's box in the stored tensor, and that tensor's shape.
+    ChunkStorageMetadata chunk{};
+    Shape size{};
+    ItemPlacement placement{};
+
+    friend bool operator==(const ForeignItem&, const ForeignItem&) = default;
+};
+
+/// A rank's part in the exchange of a save. Ranks are those of the plans.
+struct ExchangePlan {
+    ExchangeWay way = ExchangeWay::automatic;
+    /// Those with bytes of this rank, by (file, first_cell), disjoint.
+    std::vector<ExchangedCells> cells{};
+    /// By (rank, item).
+    std::vector<ForeignItem> items{};
+    struct Peer {
+        std::uint32_t rank = 0;
+        std::string endpoint{};
+        friend bool operator==(const Peer&, const Peer&) = default;
+    };
+    /// Whose items those are.
+    std::vector<Peer> sources{};
+    /// Who takes from this rank.
+    std::vector<Peer> takers{};
+    /// Where `items` of the SavePlan are only some of the rank's: the place of each in its whole plan.
+    /// What is not there is written later, without an exchange.
+    std::vector<std::uint32_t> positions{};
+
+    friend bool operator==(const ExchangePlan&, const ExchangePlan&) = default;
+};
+
 /// What prepare_global_plan adds to a rank's plan, the rank's own part and nothing else.
 struct StoragePlan {
     /// 32 lower-case hex digits.
@@ -96,6 +155,7 @@ struct StoragePlan {
     std::vector<PlannedFile> files{};
     /// Parallel to SavePlan::items.
     std::vector<ItemPlacement> placements{};
+    std::optional<ExchangePlan> exchange{};
 
     friend bool operator==(const StoragePlan&, const StoragePlan&) = default;
 };
@@ -104,6 +164,8 @@ struct StoragePlan {
 struct SavePlan {
     std::uint32_t rank = 0;
     std::vector<WriteItem> items{};
+    /// Where ranks of the same host reach this one; empty: it exchanges nothing.
+    std::string endpoint{};
     std::optional<StoragePlan> storage{};
 
     friend bool operator==(const SavePlan&, const SavePlan&) = default;
@@ -131,10 +193,35 @@ struct WriteResult {
     /// The stored tensor that holds the item.
     StorageInfo storage{};
     /// XXH3-64 of the item's bytes in file order, one for each multiple of chunk_bytes of the file that
-    /// the item's span touches; empty where digests are off.
+    /// the item's span touches; empty where digests are off. 0 for those that another rank wrote.
     Digests digests{};
+    /// Cells whose bytes other ranks wrote, and report as ExchangedPiece.
+    std::uint32_t handed_over = 0;
 
     friend bool operator==(const WriteResult&, const WriteResult&) = default;
+};
+
+/// What one rank wrote of another's item.
+struct ExchangedPiece {
+    /// Whose item, and its index in that rank's plan.
+    std::uint32_t rank = 0;
+    std::uint32_t item = 0;
+    /// Which of the cells that the item's span touches, counted from 0.
+    std::uint32_t cell = 0;
+    /// 0 where digests are off.
+    std::uint64_t digest = 0;
+
+    friend bool operator==(const ExchangedPiece&, const ExchangedPiece&) = default;
+};
+
+/// How one rank took other ranks' bytes.
+struct ExchangeReport {
+    std::uint64_t process_memory_bytes = 0;
+    std::uint64_t shared_memory_bytes = 0;
+    /// Why the second way was taken; empty where it was not or was asked for.
+    std::string reason{};
+
+    friend bool operator==(const ExchangeReport&, const ExchangeReport&) = default;
 };
 
 /// What one rank did: its items in plan order.
@@ -143,6 +230,8 @@ struct WriteResults {
     std::string attempt{};
     std::vector<std::string> files{};
     std::vector<WriteResult> items{};
+    std::vector<ExchangedPiece> pieces{};
+    ExchangeReport exchange{};
 
     friend bool operator==(const WriteResults&, const WriteResults&) = default;
 };

@@ -32,6 +32,7 @@
 namespace safering {
 
 class BufferPool;
+class PeerHub;
 
 /// For Boost.Asio's handlers. System errors keep their errno as value(); converted back to a
 /// std::error_code, safering's own compare equal to their Errc.
@@ -141,6 +142,9 @@ class SAFERING_API Reactor {
     Result<FileSystemInfo> file_system(const std::string& directory);
     /// Made at first use. Throws Exception (ENOMEM, io_forked).
     BufferPool& buffers();
+    /// Where other ranks of this host reach this one. Made at first use. Errors: what the system says
+    /// where it grants no socket for it, io_forked.
+    Result<PeerHub*> peers();
 
     // The same operations with a Boost.Asio completion token (a callback, use_future,
     // use_awaitable, ...), std::future by default. Handlers run on their associated executor, the

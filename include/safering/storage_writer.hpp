@@ -48,6 +48,8 @@ struct WriterOptions {
     /// rename: nothing is atomic across ranks, there is no manifest, and stale shards of an earlier save stay.
     /// A target with a manifest is refused (checkpoint_conflict).
     std::optional<RankOf> alone{};
+    /// How ranks of one host bring short runs together; the coordinator's counts.
+    ExchangeWay exchange = ExchangeWay::automatic;
     /// Further __metadata__ of every file.
     std::vector<std::pair<std::string, std::string>> metadata{};
     /// Take XXH3-64 digests and list them in the manifest.
@@ -65,6 +67,9 @@ struct SaveReport {
     std::uint64_t tensor_bytes = 0;
     /// Whether an older checkpoint was replaced.
     bool replaced = false;
+    /// What ranks wrote for others of their host, and how they got it; why not from their memory is a note.
+    std::uint64_t process_memory_bytes = 0;
+    std::uint64_t shared_memory_bytes = 0;
     ReactorInfo reactor;
     FileSystemInfo file_system;
     /// What did not go the fast way and why; leftovers that could not be cleaned away.
@@ -86,7 +91,7 @@ class SAFERING_API HuggingFaceStorageWriter {
     /// Aborts an attempt in progress and forgets it; a new path if one is given.
     Result<void> reset(std::string path = {});
 
-    /// Checks a rank's own items. Pure.
+    /// Checks a rank's own items, and adds where other ranks of this host reach it.
     Result<SavePlan> prepare_local_plan(SavePlan plan) const;
 
     /// Coordinator. Lays out the files, makes the attempt directory, creates and preallocates every file and
@@ -96,7 +101,8 @@ class SAFERING_API HuggingFaceStorageWriter {
     Result<std::vector<SavePlan>> prepare_global_plan(std::vector<SavePlan> plans);
 
     /// Writes a rank's items and fsyncs what it wrote. resolve_data is called here, on this thread; the
-    /// rest happens on the reactor. The completion is (std::exception_ptr, WriteResults); a std::future
+    /// rest happens on the reactor. Where the plan has an exchange, ranks wait for each other here, and the death or
+    /// failure of one is the error of those that exchange with it, io_peer_lost. The completion is (std::exception_ptr, WriteResults); a std::future
     /// (whose get() throws Exception) by default. The memory behind the views, and this writer, must stay
     /// until then; a view's `owner` is held until its bytes are written.
     template <typename Token = boost::asio::use_future_t<>>
@@ -107,6 +113,10 @@ class SAFERING_API HuggingFaceStorageWriter {
     std::future<WriteResults> write_data(const SavePlan& plan, SavePlanner& planner) {
         return async_write_data(plan, planner);
     }
+
+    /// For a rank that got its plan and will not write it: ranks of its host that wait for it get an error,
+    /// io_peer_lost, that says why. A write_data that fails tells them by itself.
+    void decline(const SavePlan& plan, const std::string& why);
 
     /// Coordinator. The metadata commit: results of all ranks must cover the plan exactly once and belong to
     /// this attempt; manifest and index are written, everything is made durable, and one rename makes the

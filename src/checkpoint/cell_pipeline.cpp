@@ -21,7 +21,7 @@ Result<void> CellPipeline::make_buffers(Reactor& reactor) {
 }
 
 std::vector<ByteRange> CellPipeline::runs_of(const Cell& cell) const {
-    if (!cell.request->gaps)
+    if (!cell.request->gaps || cell.whole)
         return {cell.request->range};
     std::vector<ByteRange> runs;
     for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
@@ -65,8 +65,10 @@ void CellPipeline::submit_other(Request request, std::string path,
 }
 
 void CellPipeline::fail(Error error) {
-    if (!error_)
-        error_ = std::move(error);
+    if (error_)
+        return;
+    error_ = std::move(error);
+    on_fail(*error_);
 }
 
 bool CellPipeline::more_cells() {
@@ -124,12 +126,20 @@ void CellPipeline::load_next(BufferPool::Buffer buffer) {
     cell->request = &file.plan.requests[file.next++];
     cell->buffer = std::move(buffer);
     ++file.in_flight;
-    if (auto loaded = load(*cell); !loaded)
+    hold();
+    auto loaded = load(cell);
+    if (!loaded)
         fail(std::move(loaded.error()));
+    if (!loaded || *loaded == Loaded::now)
+        finish_loading(cell);
+}
+
+void CellPipeline::finish_loading(const std::shared_ptr<Cell>& cell) {
+    --in_flight_;
     if (!error_ && !cell->transfers.empty()) {
         submit_transfers(cell);
     } else {
-        ended_.push_back(std::move(cell));
+        ended_.push_back(cell);
         schedule_turn();
     }
 }

@@ -51,6 +51,8 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         /// File offset of the buffer's first byte.
         std::uint64_t image_begin = 0;
         std::vector<plan::Transfer> transfers;
+        /// Its segments lie in the image without a gap.
+        bool whole = false;
         /// Transfers handed to the reactor, and those that have not ended.
         std::size_t submitted = 0;
         std::size_t transfers_left = 0;
@@ -62,8 +64,13 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
   protected:
     CellPipeline(Reactor& reactor, Opcode op, Progress progress, std::stop_token stop);
 
-    /// Sets cell.image_begin and cell.transfers.
-    virtual Result<void> load(Cell& cell) = 0;
+    enum class Loaded {
+        now,
+        later, ///< finish_loading() follows, also after a failure
+    };
+    /// Sets cell.image_begin and, when the image is loaded, cell.transfers.
+    virtual Result<Loaded> load(const std::shared_ptr<Cell>& cell) = 0;
+    void finish_loading(const std::shared_ptr<Cell>& cell);
     virtual Result<void> unload(Cell& cell) = 0;
     /// The box of an item in its stored tensor, and where that begins in the file; for strided items only.
     virtual const plan::FileBox& box_of(std::uint32_t item) const = 0;
@@ -81,6 +88,14 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     void submit_other(Request request, std::string path,
                       std::function<void(const Completion&)> on_complete = {});
     void fail(Error error);
+    /// The first error, before anything else ends because of it.
+    virtual void on_fail(const Error&) {}
+    /// Something else is in flight, or has ended: on_idle() waits for it.
+    void hold() { ++in_flight_; }
+    void release() {
+        --in_flight_;
+        settle();
+    }
     /// The bytes of a cell that belong to its segments, rising.
     std::vector<ByteRange> runs_of(const Cell& cell) const;
 

@@ -143,20 +143,72 @@ Result<void> ManifestBuilder::check_bytes(std::uint32_t rank, std::size_t item,
     return {};
 }
 
+// Of every item that other ranks wrote cells of, the digests that they and its own rank report, each once.
+Result<void> ManifestBuilder::join_pieces(const std::vector<const WriteResults*>& ranks) {
+    std::vector<std::pair<const ExchangedPiece*, std::uint32_t>> pieces; // and who reports it
+    for (std::uint32_t rank = 0; rank < ranks.size(); ++rank)
+        for (std::size_t p = 0; ranks[rank] != nullptr && p < ranks[rank]->pieces.size(); ++p)
+            pieces.emplace_back(&ranks[rank]->pieces[p], rank);
+    std::ranges::sort(pieces, {}, [](const auto& piece) {
+        return std::tie(piece.first->rank, piece.first->item, piece.first->cell);
+    });
+    auto next = pieces.begin();
+    for (std::uint32_t rank = 0; rank < ranks.size(); ++rank)
+        for (std::size_t i = 0; ranks[rank] != nullptr && i < ranks[rank]->items.size(); ++i) {
+            const WriteResult& result = ranks[rank]->items[i];
+            const std::size_t item = rank_begin_[rank] + i;
+            Digests digests = result.handed_over != 0 ? result.digests : Digests();
+            std::uint32_t found = 0, last = 0;
+            for (; next != pieces.end() && next->first->rank == rank && next->first->item == i;
+                 ++next, ++found) {
+                const ExchangedPiece& piece = *next->first;
+                if (piece.cell >= items_[item].cells || (found != 0 && piece.cell == last))
+                    return results_fault(
+                        Errc::checkpoint_results_mismatch, name_of(item),
+                        fmt::format("rank {} reports cell {} of rank {}'s item, which it "
+                                    "was not to write, or twice",
+                                    next->second, piece.cell, rank));
+                last = piece.cell;
+                if (piece.cell < digests.size())
+                    digests[piece.cell] = piece.digest;
+            }
+            if (found != result.handed_over)
+                return results_fault(
+                    Errc::checkpoint_results_mismatch, name_of(item),
+                    fmt::format("rank {} handed over {} cells, other ranks report {}", rank,
+                                result.handed_over, found));
+            if (found != 0)
+                joined_.emplace(item, std::move(digests));
+        }
+    if (next != pieces.end())
+        return results_fault(Errc::checkpoint_results_mismatch, {},
+                             fmt::format("rank {} reports a piece of item {} of rank {}, which "
+                                         "is not in the plan",
+                                         next->second, next->first->item, next->first->rank));
+    return {};
+}
+
 Result<Manifest> ManifestBuilder::build(const std::vector<WriteResults>& results) {
     auto ranks = by_rank(results);
     if (!ranks)
         return std::unexpected(std::move(ranks.error()));
+    for (std::uint32_t rank = 0; rank < ranks->size(); ++rank)
+        if ((*ranks)[rank] != nullptr)
+            if (auto checked = check_rank(rank, *(*ranks)[rank]); !checked)
+                return std::unexpected(std::move(checked.error()));
+    if (auto joined = join_pieces(*ranks); !joined)
+        return std::unexpected(std::move(joined.error()));
     std::vector<Entry> entries;
     entries.reserve(items_.size());
     std::size_t with_digests = 0;
     for (std::uint32_t rank = 0; rank < ranks->size(); ++rank) {
         if ((*ranks)[rank] == nullptr)
             continue;
-        if (auto checked = check_rank(rank, *(*ranks)[rank]); !checked)
-            return std::unexpected(std::move(checked.error()));
         for (std::size_t i = rank_begin_[rank]; i < rank_begin_[rank + 1]; ++i) {
-            const Digests& digests = (*ranks)[rank]->items[i - rank_begin_[rank]].digests;
+            const auto joined = joined_.find(i);
+            const Digests& digests = joined != joined_.end()
+                                         ? joined->second
+                                         : (*ranks)[rank]->items[i - rank_begin_[rank]].digests;
             if (items_[i].bytes == 0)
                 continue;
             with_digests += digests.empty() ? 0 : 1;

@@ -45,12 +45,14 @@ class ManifestBuilder {
     by_rank(const std::vector<WriteResults>& results) const;
     Result<void> check_rank(std::uint32_t rank, const WriteResults& results) const;
     Result<void> check_bytes(std::uint32_t rank, std::size_t item, const WriteResult& result) const;
+    Result<void> join_pieces(const std::vector<const WriteResults*>& ranks);
 
     Manifest manifest_; // without what is in the results
     std::string names_;
     std::vector<ChunkStorageMetadata> boxes_;
     std::vector<Item> items_;
-    std::vector<std::size_t> rank_begin_; // in items_, and the end behind them
+    std::vector<std::size_t> rank_begin_;   // in items_, and the end behind them
+    std::map<std::size_t, Digests> joined_; // of items that several ranks wrote, by item
 };
 
 } // namespace safering::checkpoint

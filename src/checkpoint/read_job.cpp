@@ -163,7 +163,8 @@ std::uint64_t ReadJob::tensor_begin_of(std::uint32_t item) const {
     return items_[item].chunk_begin;
 }
 
-Result<void> ReadJob::load(Cell& cell) {
+Result<CellPipeline::Loaded> ReadJob::load(const std::shared_ptr<Cell>& loading) {
+    Cell& cell = *loading;
     std::vector<ByteRange> runs = runs_of(cell);
     if (options_.verification == Verification::all)
         for (const DigestPiece& piece : pieces_in(stored(cell), cell.request->range, chunk_bytes_))
@@ -182,7 +183,7 @@ Result<void> ReadJob::load(Cell& cell) {
     for (const plan::Transfer& transfer : cell.transfers)
         report_.read_bytes +=
             std::min(transfer.range.end, files_[cell.file].file_bytes) - transfer.range.begin;
-    return {};
+    return Loaded::now;
 }
 
 Result<void> ReadJob::verify(const Cell& cell) {

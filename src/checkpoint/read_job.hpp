@@ -53,7 +53,7 @@ class ReadJob final : public CellPipeline {
     Result<void> add_item(const ReadItem& read, const TensorStorageMetadata& tensor,
                           MutableTensorView destination);
     void plan_files(std::vector<std::vector<plan::FileSpan>> spans);
-    Result<void> load(Cell& cell) override;
+    Result<Loaded> load(const std::shared_ptr<Cell>& cell) override;
     Result<void> unload(Cell& cell) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;

@@ -16,6 +16,8 @@
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/strict_json.hpp"
 #include "checkpoint/write_job.hpp"
+#include "io/peer_hub.hpp"
+#include "plan/exchange_plan.hpp"
 #include "plan/layout.hpp"
 
 namespace safering {
@@ -37,7 +39,8 @@ struct Attempt {
 };
 
 // A rank's own part of the layout, with only the files that it writes.
-StoragePlan storage_of(const plan::Layout& layout, std::size_t rank, StoragePlan storage) {
+StoragePlan storage_of(const plan::Layout& layout, std::size_t rank,
+                       std::optional<ExchangePlan> exchange, StoragePlan storage) {
     storage.placements = layout.placements[rank];
     std::map<std::uint32_t, std::uint32_t> own; // index in the layout -> in storage.files
     for (ItemPlacement& placement : storage.placements) {
@@ -47,7 +50,29 @@ StoragePlan storage_of(const plan::Layout& layout, std::size_t rank, StoragePlan
             storage.files.push_back(layout.files[placement.file].file);
         placement.file = found->second;
     }
+    if (exchange) { // about these files alone
+        for (ExchangedCells& cells : exchange->cells)
+            cells.file = own.at(cells.file);
+        std::ranges::sort(exchange->cells, {}, [](const ExchangedCells& cells) {
+            return std::pair(cells.file, cells.first_cell);
+        });
+        for (ForeignItem& item : exchange->items)
+            item.placement.file = own.at(item.placement.file);
+    }
+    storage.exchange = std::move(exchange);
     return storage;
+}
+
+void add_exchange(SaveReport& report, const std::vector<WriteResults>& results) {
+    const std::string* reason = nullptr;
+    for (const WriteResults& result : results) {
+        report.process_memory_bytes += result.exchange.process_memory_bytes;
+        report.shared_memory_bytes += result.exchange.shared_memory_bytes;
+        if (!result.exchange.reason.empty())
+            reason = &result.exchange.reason;
+    }
+    if (reason != nullptr)
+        report.notes.push_back("ranks exchanged through shared memory: " + *reason);
 }
 
 // A full file has no place for a byte that nobody writes, and shards with a hole would load no more.
@@ -182,6 +207,15 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
     const auto names = plan::number_names(plans, operation.c_str());
     if (!names)
         return std::unexpected(names.error());
+    if (const auto& options = impl_->options;
+        options.exchange != ExchangeWay::off && options.layout == FileLayout::full) {
+        auto running = impl_->reactor.get();
+        if (!running)
+            return std::unexpected(std::move(running.error()));
+        // Where the host grants no sockets ranks do without.
+        if (const auto hub = (*running)->peers())
+            plans.front().endpoint = (*hub)->endpoint();
+    }
     if (auto differ = plan::check_duplicates(plans, *names); !differ) {
         differ.error().operation = operation;
         return std::unexpected(std::move(differ.error()));
@@ -228,8 +262,12 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
     const std::uint64_t chunk_bytes =
         std::min(std::bit_floor(std::uint64_t{reactor.info().buffer_bytes}),
                  std::uint64_t{ReactorOptions{}.buffer_bytes});
+    auto exchanges = plan::plan_exchange(
+        plans, *layout,
+        {.way = options.layout == FileLayout::full ? options.exchange : ExchangeWay::off,
+         .chunk_bytes = chunk_bytes});
     for (std::size_t rank = 0; rank < plans.size(); ++rank)
-        plans[rank].storage = storage_of(*layout, rank,
+        plans[rank].storage = storage_of(*layout, rank, std::move(exchanges[rank]),
                                          {.attempt = id,
                                           .directory = directory,
                                           .layout = options.layout,
@@ -259,9 +297,11 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
                               {.digests = impl_->options.digests,
                                .progress = impl_->options.progress,
                                .stop = impl_->stop.get_token()});
-    if (!job)
+    if (!job) {
+        decline(plan, job.error().message());
         return deliver(executor(), Result<WriteResults>(std::unexpected(std::move(job.error()))),
                        std::move(handler));
+    }
     (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), executor = executor(),
                    handler = std::move(handler)](Result<WriteResults> result) mutable {
         deliver(executor, std::move(result), std::move(handler));
@@ -326,12 +366,18 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
                       .reactor = reactor.info(),
                       .file_system = impl_->file_system,
                       .notes = file_system_notes(impl_->file_system)};
+    add_exchange(report, results);
     if (outcome.published)
         impl_->attempt.reset();
     if (outcome.error)
         return give_up(std::move(*outcome.error));
     std::ranges::move(outcome.notes, std::back_inserter(report.notes));
     return report;
+}
+
+void HuggingFaceStorageWriter::decline(const SavePlan& plan, const std::string& why) {
+    if (const auto running = impl_->reactor.get())
+        WriteExchange::decline(**running, plan, why);
 }
 
 Result<void> HuggingFaceStorageWriter::abort() {

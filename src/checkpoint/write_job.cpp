@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstring>
 #include <future>
 
 #include <boost/asio/post.hpp>
@@ -16,10 +17,6 @@
 namespace safering::checkpoint {
 
 namespace {
-
-// Below this a run goes through the page cache: a device takes about as long for one small direct write as
-// the copy and writeback of so many bytes.
-constexpr std::uint64_t direct_min_bytes = std::uint64_t{64} << 10;
 
 Result<void> check_source(const SavePlan& plan, std::size_t item, const TensorView& source) {
     const WriteItem& planned = plan.items[item];
@@ -63,24 +60,29 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, const SavePla
                 "rank's reactor the same buffer_bytes",
                 plan.storage->chunk_bytes, reactor.info().buffer_bytes));
     std::shared_ptr<WriteJob> job(new WriteJob(reactor, *plan.storage, std::move(options)));
-    if (auto planned = job->plan_requests(plan, planner); !planned)
-        return std::unexpected(std::move(planned.error()));
+    if (auto added = job->add_items(plan, planner); !added)
+        return std::unexpected(std::move(added.error()));
+    // What the other ranks give is known only when all have begun.
+    if (auto ready = plan.storage->exchange ? job->join_exchange(plan) : job->plan_files(); !ready)
+        return std::unexpected(std::move(ready.error()));
     return job;
 }
 
 WriteJob::WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions options)
-    : CellPipeline(reactor, Opcode::write, std::move(options.progress), std::move(options.stop)),
-      directory_(storage.directory), chunk_bytes_(storage.chunk_bytes), digests_(options.digests) {}
+    : CellPipeline(reactor, Opcode::write, std::move(options.progress), options.stop),
+      directory_(storage.directory), chunk_bytes_(storage.chunk_bytes), digests_(options.digests),
+      planned_(storage.files), spans_(storage.files.size()), stop_(std::move(options.stop)) {
+    if (storage.exchange)
+        cells_ = storage.exchange->cells;
+}
 
 // Its own bytes in its file, checked.
-Result<plan::FileSpan> WriteJob::add_item(const SavePlan& plan, std::size_t index,
-                                          TensorView source) {
-    const StoragePlan& storage = *plan.storage;
+Result<void> WriteJob::add_item(const SavePlan& plan, std::size_t index, TensorView source) {
     const WriteItem& item = plan.items[index];
-    const ItemPlacement& placement = storage.placements[index];
+    const ItemPlacement& placement = plan.storage->placements[index];
     if (auto checked = check_source(plan, index, source); !checked)
         return std::unexpected(std::move(checked.error()));
-    if (placement.file >= storage.files.size())
+    if (placement.file >= planned_.size())
         return safering::fail(Errc::plan_bad_bytes, "write data", "placement names no file");
     const StoredBox stored = stored_box(plan, item);
     auto copy = plan::BoxCopy::make(item.dtype, stored.stored, stored.offsets, item.chunk.sizes,
@@ -93,7 +95,7 @@ Result<plan::FileSpan> WriteJob::add_item(const SavePlan& plan, std::size_t inde
     auto length = byte_size(item.dtype, stored.stored);
     if (!length)
         return std::unexpected(std::move(length.error()));
-    const PlannedFile& file = storage.files[placement.file];
+    const PlannedFile& file = planned_[placement.file];
     const ByteRange hull = box.hull().shifted(placement.tensor_begin);
     if (hull.end > file.file_bytes || placement.tensor_begin < file.data_begin)
         return safering::fail(
@@ -103,48 +105,201 @@ Result<plan::FileSpan> WriteJob::add_item(const SavePlan& plan, std::size_t inde
                               .size_in_bytes = box.bytes(),
                               .storage = {placement.file, placement.tensor_begin, *length},
                               .digests = Digests(digests_ ? cell_count(hull, chunk_bytes_) : 0)});
-    const plan::FileSpan span{hull, static_cast<std::uint32_t>(index), !box.contiguous()};
+    hand_over(placement.file, hull, {hull, static_cast<std::uint32_t>(index), !box.contiguous()},
+              results_.items.back());
     items_.push_back({std::move(*copy), source.data, std::move(source.owner),
                       placement.tensor_begin, hull.begin / chunk_bytes_});
-    return span;
+    return {};
 }
 
-Result<void> WriteJob::plan_requests(const SavePlan& plan, SavePlanner& planner) {
-    const StoragePlan& storage = *plan.storage;
-    results_ = {.rank = plan.rank, .attempt = storage.attempt, .files = {}, .items = {}};
-    for (const PlannedFile& file : storage.files)
+// Keeps of the span what lies outside of other ranks' cells.
+void WriteJob::hand_over(std::uint32_t file, ByteRange hull, const plan::FileSpan& span,
+                         WriteResult& result) {
+    std::uint64_t at = hull.begin;
+    const auto keep = [&](std::uint64_t end) {
+        if (at < end)
+            spans_[file].push_back({{at, end}, span.item, span.strided});
+    };
+    auto cells = std::ranges::partition_point(cells_, [&](const ExchangedCells& candidate) {
+        return std::pair(candidate.file, candidate.last_cell * chunk_bytes_) <=
+               std::pair(file, hull.begin);
+    });
+    for (; cells != cells_.end() && cells->file == file &&
+           cells->first_cell * chunk_bytes_ < hull.end;
+         ++cells) {
+        if (cells->owner == results_.rank || hull.empty())
+            continue;
+        const ByteRange given =
+            hull.clip({cells->first_cell * chunk_bytes_, cells->last_cell * chunk_bytes_});
+        keep(given.begin);
+        at = given.end;
+        result.handed_over += static_cast<std::uint32_t>(cell_count(given, chunk_bytes_));
+    }
+    keep(hull.end);
+}
+
+Result<void> WriteJob::add_items(const SavePlan& plan, SavePlanner& planner) {
+    results_ = {.rank = plan.rank, .attempt = plan.storage->attempt};
+    for (const PlannedFile& file : planned_)
         results_.files.push_back(file.name);
-    std::vector<std::vector<plan::FileSpan>> spans(storage.files.size());
     items_.reserve(plan.items.size());
     results_.items.reserve(plan.items.size());
     for (std::size_t i = 0; i < plan.items.size(); ++i) {
         auto source = planner.resolve_data(plan.items[i]);
         if (!source)
             return std::unexpected(std::move(source.error()));
-        auto span = add_item(plan, i, std::move(*source));
-        if (!span)
-            return std::unexpected(std::move(span.error()));
-        spans[storage.placements[i].file].push_back(*span);
+        if (auto added = add_item(plan, i, std::move(*source)); !added)
+            return added;
     }
-    for (std::uint32_t f = 0; f < spans.size(); ++f) {
-        auto requests = plan::RequestPlanner(chunk_bytes_).plan_writes(std::move(spans[f]));
+    return {};
+}
+
+Result<void> WriteJob::join_exchange(const SavePlan& plan) {
+    const ExchangePlan& exchange = *plan.storage->exchange;
+    for (std::size_t i = 0; i < exchange.positions.size(); ++i) {
+        if (exchange.positions[i] >= place_of_.size())
+            place_of_.resize(std::size_t{exchange.positions[i]} + 1, not_here);
+        place_of_[exchange.positions[i]] = static_cast<std::uint32_t>(i);
+    }
+    auto made = WriteExchange::make(reactor_, plan);
+    if (!made)
+        return std::unexpected(std::move(made.error()));
+    exchange_ = std::move(*made);
+    exchanging_ = true;
+    giving_ = !exchange.takers.empty();
+    for (std::size_t f = 0; f < exchange.items.size(); ++f) {
+        const ForeignItem& item = exchange.items[f];
+        const ByteRange hull = exchange_->box_of(static_cast<std::uint32_t>(f))
+                                   .hull()
+                                   .shifted(item.placement.tensor_begin);
+        if (item.placement.file >= planned_.size() ||
+            hull.end > planned_[item.placement.file].file_bytes)
+            return safering::fail(
+                Errc::plan_bad_bytes, "write data",
+                fmt::format("item {} of rank {} lies outside of its file", item.item, item.rank));
+        foreign_.push_back(
+            {item.rank, item.item, item.placement.tensor_begin, hull.begin / chunk_bytes_});
+    }
+    return {};
+}
+
+// Of each item that its source gives, what lies in this rank's cells.
+void WriteJob::add_foreign(const ExchangePlan& exchange) {
+    for (std::uint32_t f = 0; f < foreign_.size(); ++f) {
+        if (exchange_->kept(f))
+            continue;
+        const plan::FileBox& box = exchange_->box_of(f);
+        const ByteRange hull = box.hull().shifted(foreign_[f].tensor_begin);
+        const auto item = static_cast<std::uint32_t>(items_.size()) + f;
+        for (const ExchangedCells& cells : cells_) {
+            const ByteRange owned =
+                hull.clip({cells.first_cell * chunk_bytes_, cells.last_cell * chunk_bytes_});
+            if (cells.owner == results_.rank && cells.file == exchange.items[f].placement.file &&
+                !owned.empty())
+                spans_[cells.file].push_back({owned, item, !box.contiguous()});
+        }
+    }
+}
+
+Result<void> WriteJob::plan_files() {
+    for (std::size_t f = 0; f < spans_.size(); ++f) {
+        auto requests = plan::RequestPlanner(chunk_bytes_).plan_writes(std::move(spans_[f]));
         if (!requests) {
-            requests.error().file = storage.files[f].name;
+            requests.error().file = planned_[f].name;
             return std::unexpected(std::move(requests.error()));
         }
         if (requests->requests.empty())
             continue;
-        files_.push_back({.path = join(directory_, storage.files[f].name),
-                          .file_bytes = storage.files[f].file_bytes,
+        files_.push_back({.path = join(directory_, planned_[f].name),
+                          .file_bytes = planned_[f].file_bytes,
                           .plan = std::move(*requests)});
     }
+    spans_ = {};
     return {};
 }
 
 void WriteJob::start(Handler handler) {
     handler_ = std::move(handler);
-    boost::asio::post(reactor_.executor(), [self = std::static_pointer_cast<WriteJob>(
-                                                shared_from_this())] { self->open_files(); });
+    boost::asio::post(reactor_.executor(),
+                      [self = std::static_pointer_cast<WriteJob>(shared_from_this())] {
+                          if (self->exchange_)
+                              self->begin_exchange();
+                          else
+                              self->open_files();
+                      });
+}
+
+// Its handlers are posted, so that none ends the exchange inside.
+void WriteJob::begin_exchange() {
+    const auto self = std::static_pointer_cast<WriteJob>(shared_from_this());
+    const auto later = [self](auto&& what) {
+        boost::asio::post(self->reactor_.executor(), std::forward<decltype(what)>(what));
+    };
+    if (giving_)
+        hold();
+    on_stop_.emplace(stop_, [self, later] {
+        later([self] {
+            self->fail({.code = std::make_error_code(std::errc::operation_canceled),
+                        .operation = "write data"});
+        });
+    });
+    exchange_->begin({.source_of = [self](std::uint32_t item) { return self->source_of(item); },
+                      .on_ready = [self, later] { later([self] { self->on_exchange_ready(); }); },
+                      .on_released =
+                          [self, later] {
+                              later([self] {
+                                  if (std::exchange(self->giving_, false))
+                                      self->release();
+                              });
+                          },
+                      .on_failed =
+                          [self, later](Error error) {
+                              later([self, error = std::move(error)] { self->fail(error); });
+                          }});
+}
+
+void WriteJob::on_exchange_ready() {
+    if (!std::exchange(exchanging_, false))
+        return;
+    add_foreign(exchange_->plan());
+    if (auto planned = plan_files(); !planned) {
+        exchanging_ = true; // nothing has begun
+        return fail(std::move(planned.error()));
+    }
+    for (const File& file : files_)
+        for (const plan::CellRequest& request : file.plan.requests)
+            cells_to_take_ += std::ranges::any_of(
+                file.plan.segments_of(request),
+                [&](const plan::Segment& segment) { return is_foreign(segment.item); });
+    if (cells_to_take_ == 0)
+        exchange_->finish_taking();
+    open_files();
+}
+
+std::optional<WriteExchange::Source> WriteJob::source_of(std::uint32_t whole) const {
+    const std::uint32_t place = place_of_.empty()          ? whole
+                                : whole < place_of_.size() ? place_of_[whole]
+                                                           : not_here;
+    if (place >= items_.size())
+        return std::nullopt;
+    const Item& item = items_[place];
+    return WriteExchange::Source{&item.copy, item.source, item.tensor_begin};
+}
+
+// Other ranks are told; what waits for them ends.
+void WriteJob::on_fail(const Error& error) {
+    if (!exchange_)
+        return;
+    exchange_->give_up(error.message());
+    for (const auto& cell : std::exchange(fetching_, {}))
+        finish_loading(cell);
+    boost::asio::post(reactor_.executor(),
+                      [self = std::static_pointer_cast<WriteJob>(shared_from_this())] {
+                          if (std::exchange(self->giving_, false))
+                              self->release();
+                          if (std::exchange(self->exchanging_, false))
+                              self->start_cells();
+                      });
 }
 
 Result<WriteResults> WriteJob::run() {
@@ -190,17 +345,32 @@ void WriteJob::open_files() {
 }
 
 const plan::FileBox& WriteJob::box_of(std::uint32_t item) const {
-    return items_[item].copy.file_box();
+    return is_foreign(item) ? exchange_->box_of(item - static_cast<std::uint32_t>(items_.size()))
+                            : items_[item].copy.file_box();
 }
 
 std::uint64_t WriteJob::tensor_begin_of(std::uint32_t item) const {
-    return items_[item].tensor_begin;
+    return is_foreign(item) ? foreign_[item - items_.size()].tensor_begin
+                            : items_[item].tensor_begin;
 }
 
-Result<void> WriteJob::load(Cell& cell) {
+Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading) {
+    Cell& cell = *loading;
     cell.image_begin = round_down(cell.request->range.begin, block_bytes);
     plan::Digest digest;
+    std::vector<WriteExchange::Wanted> wanted;
+    std::uint64_t bytes = 0;
     for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
+        bytes += bytes_of(segment);
+        if (is_foreign(segment.item)) {
+            auto taken = take(cell, segment);
+            if (!taken)
+                return std::unexpected(std::move(taken.error()));
+            if (!*taken)
+                wanted.push_back(
+                    {segment.item - static_cast<std::uint32_t>(items_.size()), segment.range});
+            continue;
+        }
         const Item& item = items_[segment.item];
         digest.reset();
         item.copy.gather(
@@ -211,8 +381,80 @@ Result<void> WriteJob::load(Cell& cell) {
             results_.items[segment.item]
                 .digests[segment.range.begin / chunk_bytes_ - item.first_cell] = digest.value();
     }
-    cell.transfers = plan::write_transfers(runs_of(cell), block_bytes, direct_min_bytes);
-    return {};
+    cell.whole = bytes == cell.request->range.size();
+    if (wanted.empty()) {
+        end_loading(cell);
+        return Loaded::now;
+    }
+    fetching_.push_back(loading);
+    exchange_->fetch(round_down(cell.request->range.begin, chunk_bytes_), wanted,
+                     [this, loading, wanted](const std::byte* slot) {
+                         copy_fetched(*loading, wanted, slot);
+                         std::erase(fetching_, loading);
+                         end_loading(*loading);
+                         finish_loading(loading);
+                     });
+    return Loaded::later;
+}
+
+std::uint64_t WriteJob::bytes_of(const plan::Segment& segment) const {
+    if (!segment.strided)
+        return segment.range.size();
+    const std::uint64_t begin = tensor_begin_of(segment.item);
+    const plan::FileBox& box = box_of(segment.item);
+    return box.bytes_before(segment.range.end - begin) -
+           box.bytes_before(segment.range.begin - begin);
+}
+
+// Whether another rank's bytes are in the image now.
+Result<bool> WriteJob::take(Cell& cell, const plan::Segment& segment) {
+    std::byte* image = cell.buffer.data() + (segment.range.begin - cell.image_begin);
+    auto taken = exchange_->take(
+        {segment.item - static_cast<std::uint32_t>(items_.size()), segment.range}, image);
+    if (taken && *taken)
+        add_piece(segment, image);
+    return taken;
+}
+
+// `image` holds the segment's range.
+void WriteJob::add_piece(const plan::Segment& segment, const std::byte* image) {
+    const Foreign& item = foreign_[segment.item - items_.size()];
+    const ByteRange window{segment.range.begin - item.tensor_begin,
+                           segment.range.end - item.tensor_begin};
+    results_.pieces.push_back(
+        {item.rank, item.item,
+         static_cast<std::uint32_t>(segment.range.begin / chunk_bytes_ - item.first_cell),
+         digests_ ? plan::digest_of_image(box_of(segment.item), image, window) : 0});
+}
+
+// `slot` is an image of the whole cell.
+void WriteJob::copy_fetched(Cell& cell, const std::vector<WriteExchange::Wanted>& wanted,
+                            const std::byte* slot) {
+    const std::uint64_t cell_begin = round_down(cell.request->range.begin, chunk_bytes_);
+    for (const WriteExchange::Wanted& want : wanted) {
+        const plan::Segment segment{want.window,
+                                    static_cast<std::uint32_t>(items_.size()) + want.foreign,
+                                    !exchange_->box_of(want.foreign).contiguous()};
+        const std::uint64_t begin = foreign_[want.foreign].tensor_begin;
+        box_of(segment.item)
+            .for_each_run({want.window.begin - begin, want.window.end - begin}, [&](ByteRange run) {
+                const std::uint64_t at = run.begin + begin;
+                std::memcpy(cell.buffer.data() + (at - cell.image_begin), slot + (at - cell_begin),
+                            run.size());
+            });
+        add_piece(segment, cell.buffer.data() + (want.window.begin - cell.image_begin));
+    }
+}
+
+void WriteJob::end_loading(Cell& cell) {
+    cell.transfers = plan::write_transfers(runs_of(cell), block_bytes, plan::direct_run_bytes);
+    if (cells_to_take_ == 0)
+        return;
+    const bool takes =
+        std::ranges::any_of(files_[cell.file].plan.segments_of(*cell.request),
+                            [&](const plan::Segment& segment) { return is_foreign(segment.item); });
+    if (takes && --cells_to_take_ == 0)
+        exchange_->finish_taking();
 }
 
 Result<void> WriteJob::unload(Cell&) {
@@ -249,6 +491,11 @@ void WriteJob::close_files() {
 
 void WriteJob::deliver() {
     delivered_ = true;
+    on_stop_.reset();
+    if (exchange_) {
+        results_.exchange = exchange_->report();
+        exchange_->end();
+    }
     items_.clear(); // the owners' memory is free before the caller hears of it
     Handler handler = std::move(handler_);
     if (error_) {

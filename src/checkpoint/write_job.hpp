@@ -1,5 +1,6 @@
-// write_data of one rank: open the planned files, write the items, fsync each file after its last
-// completion, close, and tell what was written. A failed fsync is final.
+// write_data of one rank: exchange with the ranks of this host where the plan says so, open the planned files,
+// write the items, fsync each file after its last completion, close, and tell what was written. A failed fsync
+// is final.
 #pragma once
 
 #include <functional>
@@ -7,6 +8,7 @@
 #include <safering/planner.hpp>
 
 #include "checkpoint/cell_pipeline.hpp"
+#include "checkpoint/write_exchange.hpp"
 #include "plan/box.hpp"
 
 namespace safering::checkpoint {
@@ -43,10 +45,35 @@ class WriteJob final : public CellPipeline {
 
     WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions options);
 
-    Result<void> plan_requests(const SavePlan& plan, SavePlanner& planner);
-    Result<plan::FileSpan> add_item(const SavePlan& plan, std::size_t item, TensorView source);
+    // An item of another rank, in cells that this one owns.
+    struct Foreign {
+        std::uint32_t rank = 0;
+        std::uint32_t item = 0;
+        std::uint64_t tensor_begin = 0;
+        std::uint64_t first_cell = 0;
+    };
+    static constexpr std::uint32_t not_here = ~std::uint32_t{0};
+
+    Result<void> add_items(const SavePlan& plan, SavePlanner& planner);
+    Result<void> add_item(const SavePlan& plan, std::size_t item, TensorView source);
+    void hand_over(std::uint32_t file, ByteRange hull, const plan::FileSpan& span,
+                   WriteResult& result);
+    Result<void> join_exchange(const SavePlan& plan);
+    void add_foreign(const ExchangePlan& exchange);
+    Result<void> plan_files();
+    void begin_exchange();
+    void on_exchange_ready();
+    std::optional<WriteExchange::Source> source_of(std::uint32_t item) const;
     void open_files();
-    Result<void> load(Cell& cell) override;
+    bool is_foreign(std::uint32_t item) const { return item >= items_.size(); }
+    Result<Loaded> load(const std::shared_ptr<Cell>& cell) override;
+    std::uint64_t bytes_of(const plan::Segment& segment) const;
+    Result<bool> take(Cell& cell, const plan::Segment& segment);
+    void add_piece(const plan::Segment& segment, const std::byte* image);
+    void copy_fetched(Cell& cell, const std::vector<WriteExchange::Wanted>& wanted,
+                      const std::byte* slot);
+    void end_loading(Cell& cell);
+    void on_fail(const Error& error) override;
     Result<void> unload(Cell& cell) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;
@@ -58,7 +85,20 @@ class WriteJob final : public CellPipeline {
     std::string directory_;
     std::uint64_t chunk_bytes_;
     bool digests_;
+    std::vector<PlannedFile> planned_;
+    std::vector<std::vector<plan::FileSpan>> spans_; // of each planned file, until they are planned
     std::vector<Item> items_;
+    // Segments name items first, then these.
+    std::vector<Foreign> foreign_;
+    std::vector<ExchangedCells> cells_;
+    std::unique_ptr<WriteExchange> exchange_;
+    std::vector<std::uint32_t> place_of_; // item of the whole plan -> here; empty: the same
+    std::vector<std::shared_ptr<Cell>> fetching_;
+    std::size_t cells_to_take_ = 0;
+    bool exchanging_ = false; // not ready so far
+    bool giving_ = false;     // takers need this rank's memory
+    std::optional<std::stop_callback<std::function<void()>>> on_stop_;
+    std::stop_token stop_;
     WriteResults results_;
     Handler handler_;
     bool opened_ = false;

@@ -14,6 +14,7 @@
 
 #include "io/blocked_signals.hpp"
 #include "io/buffer_pool.hpp"
+#include "io/peer_hub.hpp"
 #include "io/reactor_loop.hpp"
 #include "io/threads_backend.hpp"
 #include "io/uring_backend.hpp"
@@ -51,6 +52,7 @@ struct Reactor::Impl {
     std::thread thread;
     std::mutex pool_mutex;
     std::unique_ptr<BufferPool> pool;
+    std::shared_ptr<PeerHub> peers; // as well under the mutex
     ReactorInfo info;
 };
 
@@ -258,6 +260,19 @@ BufferPool& Reactor::buffers() {
         impl_->pool = value_or_throw(
             BufferPool::create(impl_->options.buffer_bytes, impl_->options.buffer_count));
     return *impl_->pool;
+}
+
+Result<PeerHub*> Reactor::peers() {
+    if (impl_->forked())
+        return fail(Errc::io_forked, "listen for ranks of this host");
+    const std::lock_guard lock(impl_->pool_mutex);
+    if (impl_->peers == nullptr) {
+        auto created = PeerHub::create(executor());
+        if (!created)
+            return std::unexpected(std::move(created.error()));
+        impl_->peers = std::move(*created);
+    }
+    return impl_->peers.get();
 }
 
 } // namespace safering

@@ -178,6 +178,27 @@ Result<FileBox> FileBox::make(Dtype dtype, const Shape& stored, const Shape& off
     return box;
 }
 
+std::uint64_t FileBox::bytes_before(std::uint64_t offset) const {
+    if (offset <= begin_)
+        return 0;
+    std::uint64_t rest = offset - begin_, before = 0, body = bytes_;
+    for (const Loop& loop : loops_) {
+        const std::uint64_t index = std::min(rest / loop.file_stride, loop.count - 1);
+        body /= loop.count;
+        before += index * body;
+        rest -= index * loop.file_stride;
+    }
+    return before + std::min(rest, run_bytes_);
+}
+
+bool BoxCopy::memory_dense() const {
+    std::uint64_t body = run_bytes_;
+    for (std::size_t k = loops_.size(); k-- > 0; body *= loops_[k].count)
+        if (loops_[k].memory_stride != static_cast<std::int64_t>(body))
+            return false;
+    return true;
+}
+
 Result<BoxCopy> BoxCopy::make(Dtype dtype, const Shape& stored, const Shape& offsets,
                               const Shape& sizes, const Strides& memory_strides) {
     auto box = FileBox::make(dtype, stored, offsets, sizes);

@@ -36,6 +36,8 @@ class FileBox {
     /// runs may be reported apart.
     template <typename F>
     void for_each_run(ByteRange window, F&& f) const;
+    /// How many of the box's bytes lie before `offset`; in time proportional to the rank.
+    std::uint64_t bytes_before(std::uint64_t offset) const;
 
     // One nested loop of the walk, outermost first: `count` steps of `file_stride` bytes.
     using Loop = plan::Loop;
@@ -90,6 +92,9 @@ class BoxCopy {
     /// Where the whole box lies in memory as one run in file order: then byte hull().begin + i of
     /// the tensor is memory[i].
     bool memory_contiguous() const { return loops_.empty(); }
+    /// Whether memory holds the box's bytes one after the other in file order: the byte at offset o of the
+    /// tensor, one of the box's, is then memory[file_box().bytes_before(o)].
+    bool memory_dense() const;
     const FileBox& file_box() const { return file_box_; }
 
   private:

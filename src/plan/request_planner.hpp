@@ -74,6 +74,10 @@ struct Transfer {
     friend bool operator==(const Transfer&, const Transfer&) = default;
 };
 
+/// Below this a run goes through the page cache: a device takes about as long for one small direct write as
+/// the copy and writeback of so many bytes.
+inline constexpr std::uint64_t direct_run_bytes = std::uint64_t{64} << 10;
+
 /// Cuts rising, disjoint runs (adjacent ones are joined) into transfers that write these bytes and no
 /// other: whole blocks of a run of at least `direct_min_bytes` go out directly; its ragged ends, and shorter
 /// runs, through the page cache. A rank never rounds outward: a block that it shares with another rank's

@@ -78,6 +78,95 @@ WriteItem take_write_item(ByteReader& in) {
     return item;
 }
 
+void put(ByteWriter& out, const ChunkStorageMetadata& chunk) {
+    out.shape(chunk.offsets);
+    out.shape(chunk.sizes);
+}
+
+ChunkStorageMetadata take_chunk(ByteReader& in) {
+    ChunkStorageMetadata chunk;
+    chunk.offsets = in.shape();
+    chunk.sizes = in.shape();
+    return chunk;
+}
+
+void put(ByteWriter& out, const ItemPlacement& placement) {
+    out.number(placement.file);
+    out.number(placement.tensor_begin);
+}
+
+ItemPlacement take_placement(ByteReader& in, std::size_t files) {
+    ItemPlacement placement;
+    placement.file = take_file(in, files);
+    placement.tensor_begin = in.number();
+    return placement;
+}
+
+void put(ByteWriter& out, const ExchangePlan& exchange) {
+    out.byte(static_cast<std::uint8_t>(exchange.way));
+    out.number(exchange.cells.size());
+    for (const ExchangedCells& cells : exchange.cells) {
+        out.number(cells.file);
+        out.number(cells.owner);
+        out.number(cells.first_cell);
+        out.number(cells.last_cell);
+    }
+    out.number(exchange.items.size());
+    for (const ForeignItem& item : exchange.items) {
+        out.number(item.rank);
+        out.number(item.item);
+        out.byte(static_cast<std::uint8_t>(item.dtype));
+        put(out, item.chunk);
+        out.shape(item.size);
+        put(out, item.placement);
+    }
+    for (const auto* peers : {&exchange.sources, &exchange.takers}) {
+        out.number(peers->size());
+        for (const ExchangePlan::Peer& peer : *peers) {
+            out.number(peer.rank);
+            out.text(peer.endpoint);
+        }
+    }
+    out.number(exchange.positions.size());
+    for (const std::uint32_t position : exchange.positions)
+        out.number(position);
+}
+
+ExchangePlan take_exchange_plan(ByteReader& in, std::size_t files) {
+    ExchangePlan exchange;
+    const std::uint8_t way = in.byte();
+    if (way > static_cast<std::uint8_t>(ExchangeWay::shared_memory))
+        in.refuse("unknown way of exchange");
+    exchange.way = static_cast<ExchangeWay>(way);
+    exchange.cells = take_list(in, 4, [&] {
+        ExchangedCells cells;
+        cells.file = take_file(in, files);
+        cells.owner = in.number32();
+        cells.first_cell = in.number();
+        cells.last_cell = in.number();
+        return cells;
+    });
+    exchange.items = take_list(in, 8, [&] {
+        ForeignItem item;
+        item.rank = in.number32();
+        item.item = in.number32();
+        item.dtype = take_dtype(in, in.byte());
+        item.chunk = take_chunk(in);
+        item.size = in.shape();
+        item.placement = take_placement(in, files);
+        return item;
+    });
+    for (auto* peers : {&exchange.sources, &exchange.takers})
+        *peers = take_list(in, 2, [&] {
+            ExchangePlan::Peer peer;
+            peer.rank = in.number32();
+            peer.endpoint = in.text();
+            return peer;
+        });
+    exchange.positions = take_list(in, 1, [&] { return in.number32(); });
+    return exchange;
+}
+
 void put(ByteWriter& out, const StoragePlan& storage) {
     out.text(storage.attempt);
     out.text(storage.directory);
@@ -90,10 +179,19 @@ void put(ByteWriter& out, const StoragePlan& storage) {
         out.number(file.data_begin);
     }
     out.number(storage.placements.size());
-    for (const ItemPlacement& placement : storage.placements) {
-        out.number(placement.file);
-        out.number(placement.tensor_begin);
-    }
+    for (const ItemPlacement& placement : storage.placements)
+        put(out, placement);
+    out.byte(storage.exchange ? 1 : 0);
+    if (storage.exchange)
+        put(out, *storage.exchange);
+}
+
+// Whether an optional value follows.
+bool take_flag(ByteReader& in) {
+    const std::uint8_t flag = in.byte();
+    if (flag > 1)
+        in.refuse("expected 0 or 1");
+    return flag == 1;
 }
 
 StoragePlan take_storage_plan(ByteReader& in, std::size_t items) {
@@ -114,14 +212,11 @@ StoragePlan take_storage_plan(ByteReader& in, std::size_t items) {
         file.data_begin = in.number();
         return file;
     });
-    storage.placements = take_list(in, 2, [&] {
-        ItemPlacement placement;
-        placement.file = take_file(in, storage.files.size());
-        placement.tensor_begin = in.number();
-        return placement;
-    });
+    storage.placements = take_list(in, 2, [&] { return take_placement(in, storage.files.size()); });
     if (in.ok() && storage.placements.size() != items)
         in.refuse("there are not as many places as items");
+    if (take_flag(in))
+        storage.exchange = take_exchange_plan(in, storage.files.size());
     return storage;
 }
 
@@ -157,6 +252,7 @@ void put(ByteWriter& out, const WriteResult& result) {
     out.number(result.digests.size());
     for (const std::uint64_t digest : result.digests)
         out.fixed(digest);
+    out.number(result.handed_over);
 }
 
 WriteResult take_write_result(ByteReader& in, std::size_t files) {
@@ -166,17 +262,32 @@ WriteResult take_write_result(ByteReader& in, std::size_t files) {
     result.size_in_bytes = in.number();
     result.storage = take_storage_info(in, files);
     result.digests = take_list<Digests>(in, 8, [&] { return in.fixed(); });
+    result.handed_over = in.number32();
     return result;
+}
+
+void put(ByteWriter& out, const ExchangedPiece& piece) {
+    out.number(piece.rank);
+    out.number(piece.item);
+    out.number(piece.cell);
+    out.fixed(piece.digest);
+}
+
+ExchangedPiece take_piece(ByteReader& in) {
+    ExchangedPiece piece;
+    piece.rank = in.number32();
+    piece.item = in.number32();
+    piece.cell = in.number32();
+    piece.digest = in.fixed();
+    return piece;
 }
 
 void put(ByteWriter& out, const TensorStorageMetadata& tensor) {
     out.byte(static_cast<std::uint8_t>(tensor.dtype));
     out.shape(tensor.size);
     out.number(tensor.chunks.size());
-    for (const ChunkStorageMetadata& chunk : tensor.chunks) {
-        out.shape(chunk.offsets);
-        out.shape(chunk.sizes);
-    }
+    for (const ChunkStorageMetadata& chunk : tensor.chunks)
+        put(out, chunk);
     out.number(tensor.storage.size());
     for (const StorageInfo& storage : tensor.storage)
         put(out, storage);
@@ -186,12 +297,7 @@ TensorStorageMetadata take_tensor(ByteReader& in, std::size_t files) {
     TensorStorageMetadata tensor;
     tensor.dtype = take_dtype(in, in.byte());
     tensor.size = in.shape();
-    tensor.chunks = take_list<Chunks>(in, 2, [&] {
-        ChunkStorageMetadata chunk;
-        chunk.offsets = in.shape();
-        chunk.sizes = in.shape();
-        return chunk;
-    });
+    tensor.chunks = take_list<Chunks>(in, 2, [&] { return take_chunk(in); });
     tensor.storage = take_list<StorageInfos>(in, 3, [&] { return take_storage_info(in, files); });
     if (in.ok() && !tensor.storage.empty() && tensor.storage.size() != tensor.chunks.size())
         in.refuse("there are not as many places as chunks");
@@ -213,6 +319,7 @@ std::vector<std::byte> to_bytes(const SavePlan& plan) {
     out.number(plan.items.size());
     for (const WriteItem& item : plan.items)
         put(out, item);
+    out.text(plan.endpoint);
     out.byte(plan.storage ? 1 : 0);
     if (plan.storage)
         put(out, *plan.storage);
@@ -224,10 +331,8 @@ Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes) {
     SavePlan plan;
     plan.rank = in.number32();
     plan.items = take_list(in, 3, [&] { return take_write_item(in); });
-    const std::uint8_t has_storage = in.byte();
-    if (has_storage > 1)
-        in.refuse("expected 0 or 1");
-    if (has_storage == 1)
+    plan.endpoint = in.text();
+    if (take_flag(in))
         plan.storage = take_storage_plan(in, plan.items.size());
     return finish(in, std::move(plan));
 }
@@ -252,6 +357,12 @@ std::vector<std::byte> to_bytes(const WriteResults& results) {
     out.number(results.items.size());
     for (const WriteResult& item : results.items)
         put(out, item);
+    out.number(results.pieces.size());
+    for (const ExchangedPiece& piece : results.pieces)
+        put(out, piece);
+    out.number(results.exchange.process_memory_bytes);
+    out.number(results.exchange.shared_memory_bytes);
+    out.text(results.exchange.reason);
     return std::move(out).finish();
 }
 
@@ -261,7 +372,11 @@ Result<WriteResults> write_results_from_bytes(std::span<const std::byte> bytes) 
     results.rank = in.number32();
     results.attempt = in.text();
     results.files = take_texts(in);
-    results.items = take_list(in, 7, [&] { return take_write_result(in, results.files.size()); });
+    results.items = take_list(in, 8, [&] { return take_write_result(in, results.files.size()); });
+    results.pieces = take_list(in, 11, [&] { return take_piece(in); });
+    results.exchange.process_memory_bytes = in.number();
+    results.exchange.shared_memory_bytes = in.number();
+    results.exchange.reason = in.text();
     return finish(in, std::move(results));
 }
 

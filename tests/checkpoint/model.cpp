@@ -137,7 +137,8 @@ Result<SaveReport> save(const Model& model, Sharding sharding, const std::string
         try {
             results.push_back(write_results_from_bytes(to_bytes(future.get())).value());
         } catch (const Exception& exception) {
-            if (!error)
+            // The cause, and not what follows from it on ranks that exchange with that one.
+            if (!error || error->code == Errc::io_peer_lost)
                 error = exception.error();
         }
     }

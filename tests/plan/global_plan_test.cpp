@@ -32,7 +32,7 @@ TEST(GlobalPlan, ReplicasStayWithTheRankOfFewestBytes) {
     auto first = all, second = all;
     second.insert(second.begin(), whole("own", {40}));
     // c goes to rank 0 (0 bytes against 40), b too (30 against 40), a to rank 1 (50 against 40).
-    const auto global = create_global_plan({{0, first, {}}, {1, second, StoragePlan{}}});
+    const auto global = create_global_plan({{0, first, {}, {}}, {1, second, {}, StoragePlan{}}});
     ASSERT_TRUE(global.has_value());
     EXPECT_EQ(names(global->plans[0]), (Names{"b", "c"}));
     EXPECT_EQ(names(global->plans[1]), (Names{"own", "a"}));
@@ -163,7 +163,7 @@ TEST(GlobalPlan, FullReplicationIsSpreadEvenly) {
     }
     std::vector<SavePlan> plans;
     for (std::uint32_t rank = 0; rank < 8; ++rank)
-        plans.push_back({rank, items, {}});
+        plans.push_back({rank, items, {}, {}});
     const auto global = create_global_plan(plans);
     ASSERT_TRUE(global.has_value());
     for (const SavePlan& plan : global->plans) {

@@ -236,7 +236,7 @@ TEST(Serialise, ANumberHasOneForm) {
 }
 
 TEST(Serialise, ListsThatShouldBeParallelMustBe) {
-    SavePlan plan{0, {WriteItem{}}, StoragePlan{.chunk_bytes = 4096}};
+    SavePlan plan{0, {WriteItem{}}, {}, StoragePlan{.chunk_bytes = 4096}};
     EXPECT_FALSE(save_plan_from_bytes(to_bytes(plan)).has_value());
     plan.storage->placements = {{0, 0}};
     EXPECT_FALSE(save_plan_from_bytes(to_bytes(plan)).has_value()); // no such file
@@ -246,11 +246,11 @@ TEST(Serialise, ListsThatShouldBeParallelMustBe) {
 
 TEST(Serialise, ChunksAreAPowerOfTwoOfAtLeastABlock) {
     for (const std::uint64_t bytes : {0ull, 1ull, 2048ull, 4097ull, 12288ull, ~0ull}) {
-        const SavePlan plan{0, {}, StoragePlan{.chunk_bytes = bytes}};
+        const SavePlan plan{0, {}, {}, StoragePlan{.chunk_bytes = bytes}};
         EXPECT_FALSE(save_plan_from_bytes(to_bytes(plan)).has_value()) << bytes;
     }
     for (const std::uint64_t bytes : {4096ull, 1ull << 22, 1ull << 63}) {
-        const SavePlan plan{0, {}, StoragePlan{.chunk_bytes = bytes}};
+        const SavePlan plan{0, {}, {}, StoragePlan{.chunk_bytes = bytes}};
         EXPECT_TRUE(save_plan_from_bytes(to_bytes(plan)).has_value()) << bytes;
     }
 }

@@ -1,0 +1,168 @@
+#include "io/peer_socket.hpp"
+
+#include <array>
+#include <cerrno>
+#include <cstring>
+
+#include <fmt/format.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <safering/error.hpp>
+
+namespace safering {
+
+Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
+    if (this != &other) {
+        Descriptor old(std::exchange(descriptor_, other.release()));
+    }
+    return *this;
+}
+
+Descriptor::~Descriptor() {
+    if (descriptor_ >= 0)
+        ::close(descriptor_);
+}
+
+PeerSocket::PeerSocket(Executor executor, Descriptor connected)
+    : socket_(executor, connected.release()) {
+    ucred peer{};
+    socklen_t length = sizeof peer;
+    if (::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
+        return;
+    process_ = peer.pid;
+    same_user_ = peer.uid == ::geteuid();
+    if (process_ > 0) {
+        const auto pidfd = static_cast<int>(::syscall(SYS_pidfd_open, process_, 0));
+        if (pidfd >= 0) // without one (a kernel before 5.3) the socket's end has to do
+            life_.emplace(executor, pidfd);
+    }
+}
+
+void PeerSocket::start(Handlers handlers) {
+    handlers_ = std::make_shared<Handlers>(std::move(handlers));
+    wait_readable();
+    wait_for_death();
+}
+
+void PeerSocket::wait_readable() {
+    socket_.async_wait(socket_.wait_read, [self = shared_from_this()](auto error) {
+        if (error || !self->handlers_)
+            return;
+        self->receive();
+        if (self->handlers_)
+            self->wait_readable();
+    });
+}
+
+void PeerSocket::wait_for_death() {
+    if (!life_)
+        return;
+    life_->async_wait(life_->wait_read, [self = shared_from_this()](auto error) {
+        if (error || !self->handlers_)
+            return;
+        self->receive(); // what it said before
+        self->end(fmt::format("process {} has ended", self->process_));
+    });
+}
+
+// What is there, until the peer's end or nothing more; somebody who sends for ever must not have the thread.
+void PeerSocket::receive() {
+    constexpr int at_once = 64;
+    std::vector<std::byte> buffer(max_message_bytes);
+    for (int i = 0; i < at_once && handlers_; ++i) {
+        alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+        iovec part{buffer.data(), buffer.size()};
+        msghdr message{};
+        message.msg_iov = &part;
+        message.msg_iovlen = 1;
+        message.msg_control = control.data();
+        message.msg_controllen = control.size();
+        const ssize_t got =
+            ::recvmsg(socket_.native_handle(), &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+        if (got < 0 && errno == EAGAIN)
+            return;
+        // A reset is told before what the peer said last.
+        if (got < 0 && (errno == ECONNRESET || errno == EINTR))
+            continue;
+        if (got <= 0)
+            return end(got == 0 ? "the connection was closed"
+                                : fmt::format("the connection broke: {}", std::strerror(errno)));
+        Descriptor descriptor;
+        if (const cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr &&
+                                                             header->cmsg_level == SOL_SOCKET &&
+                                                             header->cmsg_type == SCM_RIGHTS) {
+            int number = -1;
+            std::memcpy(&number, CMSG_DATA(header), sizeof number);
+            descriptor = Descriptor(number);
+        }
+        const auto handlers = handlers_; // the handler may close this socket
+        handlers->on_message(std::span(buffer).first(static_cast<std::size_t>(got)),
+                             std::move(descriptor));
+    }
+}
+
+void PeerSocket::send(std::vector<std::byte> message, int descriptor) {
+    SAFERING_ASSERT(message.size() <= max_message_bytes);
+    outgoing_.push_back({std::move(message), descriptor});
+    drain();
+}
+
+PeerSocket::Sent PeerSocket::try_send(const Outgoing& outgoing) {
+    alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+    iovec part{const_cast<std::byte*>(outgoing.bytes.data()), outgoing.bytes.size()};
+    msghdr message{};
+    message.msg_iov = &part;
+    message.msg_iovlen = 1;
+    if (outgoing.descriptor >= 0) {
+        message.msg_control = control.data();
+        message.msg_controllen = control.size();
+        cmsghdr* header = CMSG_FIRSTHDR(&message);
+        header->cmsg_level = SOL_SOCKET;
+        header->cmsg_type = SCM_RIGHTS;
+        header->cmsg_len = CMSG_LEN(sizeof(int));
+        std::memcpy(CMSG_DATA(header), &outgoing.descriptor, sizeof(int));
+    }
+    for (;;) {
+        if (::sendmsg(socket_.native_handle(), &message, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0)
+            return Sent::yes;
+        if (errno == EAGAIN)
+            return Sent::full;
+        if (errno != EINTR)
+            return Sent::failed;
+    }
+}
+
+void PeerSocket::drain() {
+    while (!outgoing_.empty() && !draining_ && socket_.is_open()) {
+        switch (try_send(outgoing_.front())) {
+        case Sent::yes: outgoing_.pop_front(); break;
+        case Sent::failed: outgoing_.clear(); return; // its end is received too, and told there
+        case Sent::full:
+            draining_ = true;
+            socket_.async_wait(socket_.wait_write, [self = shared_from_this()](auto error) {
+                self->draining_ = false;
+                if (!error)
+                    self->drain();
+            });
+        }
+    }
+}
+
+void PeerSocket::end(std::string why) {
+    const auto handlers = handlers_;
+    close();
+    if (handlers)
+        handlers->on_closed(std::move(why));
+}
+
+void PeerSocket::close() {
+    handlers_.reset();
+    boost::system::error_code ignored;
+    socket_.close(ignored);
+    if (life_)
+        life_->close(ignored);
+}
+
+} // namespace safering
