@@ -145,6 +145,8 @@ class SAFERING_API Reactor {
     /// Where other ranks of this host reach this one. Made at first use. Errors: what the system says
     /// where it grants no socket for it, io_forked.
     Result<PeerHub*> peers();
+    /// Its name, for a rank's plan; empty where there is none, and the rank does without.
+    std::string endpoint();
 
     // The same operations with a Boost.Asio completion token (a callback, use_future,
     // use_awaitable, ...), std::future by default. Handlers run on their associated executor, the

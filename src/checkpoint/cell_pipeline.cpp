@@ -49,14 +49,19 @@ void CellPipeline::start_cells() {
 }
 
 void CellPipeline::submit_other(Request request, std::string path,
-                                std::function<void(const Completion&)> on_complete) {
+                                std::function<void(const Completion&)> on_complete,
+                                std::function<void(Error&)> explain) {
     ++in_flight_;
     const Request shown{.op = request.op, .path = path};
     reactor_.submit(std::move(request),
-                    [self = shared_from_this(), shown,
-                     on_complete = std::move(on_complete)](Completion completion) {
-                        if (completion.error)
-                            self->fail(to_error(shown, completion));
+                    [self = shared_from_this(), shown, on_complete = std::move(on_complete),
+                     explain = std::move(explain)](Completion completion) {
+                        if (completion.error) {
+                            Error error = to_error(shown, completion);
+                            if (explain)
+                                explain(error);
+                            self->fail(std::move(error));
+                        }
                         if (on_complete)
                             on_complete(completion);
                         --self->in_flight_;

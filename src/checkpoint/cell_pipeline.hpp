@@ -84,9 +84,11 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     static Result<void> make_buffers(Reactor& reactor);
     /// Starts on the files in order. On the executor.
     void start_cells();
-    /// Submits something beside the cells; idle() waits for it too. An error of it fails the pipeline.
+    /// Submits something beside the cells; idle() waits for it too. An error of it fails the pipeline, after
+    /// `explain` has said what it means.
     void submit_other(Request request, std::string path,
-                      std::function<void(const Completion&)> on_complete = {});
+                      std::function<void(const Completion&)> on_complete = {},
+                      std::function<void(Error&)> explain = {});
     void fail(Error error);
     /// The first error, before anything else ends because of it.
     virtual void on_fail(const Error&) {}

@@ -16,7 +16,6 @@
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/strict_json.hpp"
 #include "checkpoint/write_job.hpp"
-#include "io/peer_hub.hpp"
 #include "plan/exchange_plan.hpp"
 #include "plan/layout.hpp"
 
@@ -212,9 +211,7 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
         auto running = impl_->reactor.get();
         if (!running)
             return std::unexpected(std::move(running.error()));
-        // Where the host grants no sockets ranks do without.
-        if (const auto hub = (*running)->peers())
-            plans.front().endpoint = (*hub)->endpoint();
+        plans.front().endpoint = (*running)->endpoint();
     }
     if (auto differ = plan::check_duplicates(plans, *names); !differ) {
         differ.error().operation = operation;

@@ -316,31 +316,36 @@ void WriteJob::open_files() {
     }
     auto left = std::make_shared<std::size_t>(2 * files_.size());
     const auto opened = [this, left](int& file, const Completion& completion) {
-        if (completion.error == std::errc::too_many_files_open && error_)
-            error_->detail = too_many_files_hint;
-        if (completion.error == std::errc::no_such_file_or_directory &&
-            error_->code == std::errc::no_such_file_or_directory)
-            error_ =
+        if (!completion.error)
+            file = static_cast<int>(completion.result);
+        if (--*left == 0)
+            start_cells();
+    };
+    const auto explain = [this](Error& error) {
+        if (error.code == std::errc::too_many_files_open)
+            error.detail = too_many_files_hint;
+        if (error.code == std::errc::no_such_file_or_directory)
+            error =
                 Error{.code = Errc::checkpoint_not_visible,
                       .operation = "write data",
                       .file = directory_,
                       .detail = "the coordinator made this directory, this rank does not see it: "
                                 "all ranks must reach one file system under the same path (or the "
                                 "save was aborted meanwhile)"};
-        if (!completion.error)
-            file = static_cast<int>(completion.result);
-        if (--*left == 0)
-            start_cells();
     };
     for (File& file : files_) {
         Request request{.op = Opcode::open, .mode = OpenMode::update, .path = file.path};
-        submit_other(request, file.path, [&file, opened](const Completion& completion) {
-            opened(file.buffered, completion);
-        });
+        const auto submit = [&](int& descriptor) {
+            submit_other(
+                request, file.path,
+                [&descriptor, opened](const Completion& completion) {
+                    opened(descriptor, completion);
+                },
+                explain);
+        };
+        submit(file.buffered);
         request.caching = Caching::direct;
-        submit_other(request, file.path, [&file, opened](const Completion& completion) {
-            opened(file.direct, completion);
-        });
+        submit(file.direct);
     }
 }
 

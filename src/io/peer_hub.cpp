@@ -182,7 +182,7 @@ void PeerHub::take(Descriptor connection) {
 
 void PeerHub::route(Arrived arrived) {
     // Nobody may ever come for one; they are few, and a rank that dies closes its end.
-    constexpr std::size_t most_early = 4096;
+    constexpr std::size_t most_early = 256;
     const auto expected = expected_.find(arrived.key);
     if (expected != expected_.end()) {
         const OnConnected on_connected = expected->second; // it may forget the key

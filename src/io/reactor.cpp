@@ -275,4 +275,9 @@ Result<PeerHub*> Reactor::peers() {
     return impl_->peers.get();
 }
 
+std::string Reactor::endpoint() {
+    const auto hub = peers();
+    return hub ? (*hub)->endpoint() : std::string();
+}
+
 } // namespace safering

@@ -40,7 +40,8 @@ py::dict to_dict(const ReactorInfo& info) {
 void bind_reactor(py::module_& module) {
     py::class_<Reactor, std::shared_ptr<Reactor>>(module, "Reactor")
         .def(py::init(&make_reactor), py::arg("backend"), py::arg("buffer_memory"))
-        .def("info", [](const Reactor& reactor) { return to_dict(reactor.info()); });
+        .def("info", [](const Reactor& reactor) { return to_dict(reactor.info()); })
+        .def("endpoint", [](Reactor& reactor) { return reactor.endpoint(); });
 }
 
 } // namespace safering::python

@@ -1,7 +1,7 @@
 #include "python/bindings.hpp"
 
 #include <algorithm>
-#include <iterator>
+#include <utility>
 
 #include <safering/storage_writer.hpp>
 
@@ -11,7 +11,7 @@ namespace {
 
 SavePlan make_plan(std::uint32_t rank, const py::list& fqns, const py::list& dtypes,
                    const py::list& offsets, const py::list& sizes, const py::list& shapes) {
-    SavePlan plan{.rank = rank, .items = {}, .storage = {}};
+    SavePlan plan{.rank = rank, .items = {}, .endpoint = {}, .storage = {}};
     plan.items.resize(py::len(fqns));
     check_columns(plan.items.size(), {dtypes, offsets, sizes, shapes});
     for (std::size_t i = 0; i < plan.items.size(); ++i) {
@@ -25,22 +25,30 @@ SavePlan make_plan(std::uint32_t rank, const py::list& fqns, const py::list& dty
     return plan;
 }
 
-SavePlan slice(const SavePlan& plan, std::size_t begin, std::size_t end) {
-    const auto part = [&](const auto& all) {
-        const auto first = all.begin();
-        return std::remove_cvref_t<decltype(all)>(first + static_cast<std::ptrdiff_t>(begin),
-                                                  first + static_cast<std::ptrdiff_t>(end));
-    };
-    SavePlan out{.rank = plan.rank, .items = part(plan.items), .storage = {}};
-    if (plan.storage) {
-        out.storage = StoragePlan{.attempt = plan.storage->attempt,
-                                  .directory = plan.storage->directory,
-                                  .layout = plan.storage->layout,
-                                  .chunk_bytes = plan.storage->chunk_bytes,
-                                  .files = plan.storage->files,
-                                  .placements = part(plan.storage->placements)};
+// These items of a rank's whole plan.
+SavePlan select(const SavePlan& plan, const std::vector<std::uint32_t>& positions) {
+    SavePlan out{.rank = plan.rank, .items = {}, .endpoint = {}, .storage = plan.storage};
+    out.items.reserve(positions.size());
+    if (out.storage)
+        out.storage->placements.clear();
+    for (const std::uint32_t position : positions) {
+        out.items.push_back(plan.items.at(position));
+        if (out.storage)
+            out.storage->placements.push_back(plan.storage->placements.at(position));
     }
+    if (out.storage && out.storage->exchange)
+        out.storage->exchange->positions = positions;
     return out;
+}
+
+ExchangeWay to_way(const std::string& text) {
+    for (const ExchangeWay way : {ExchangeWay::automatic, ExchangeWay::off,
+                                  ExchangeWay::process_memory, ExchangeWay::shared_memory})
+        if (text == name(way))
+            return way;
+    throw py::value_error("exchange must be 'automatic', 'off', 'process_memory' or "
+                          "'shared_memory', not '" +
+                          text + "'");
 }
 
 class ViewPlanner final : public SavePlanner {
@@ -59,13 +67,15 @@ class ViewPlanner final : public SavePlanner {
 class Writer {
   public:
     Writer(std::string path, std::shared_ptr<Reactor> reactor, FqnToIndexMapping mapping,
-           bool sharded, bool digests, std::optional<std::pair<std::uint32_t, std::uint32_t>> alone)
+           bool sharded, bool digests, std::optional<std::pair<std::uint32_t, std::uint32_t>> alone,
+           const std::string& exchange)
         : count_(std::make_shared<ProgressCount>()),
           writer_(
               std::move(path),
               {.fqn_to_index_mapping = std::move(mapping),
                .layout = sharded ? FileLayout::sharded : FileLayout::full,
                .alone = alone ? std::optional(RankOf{alone->first, alone->second}) : std::nullopt,
+               .exchange = to_way(exchange),
                .metadata = {},
                .digests = digests,
                .progress =
@@ -96,25 +106,56 @@ class Writer {
         return out;
     }
 
-    void start(const SavePlan& plan, std::size_t begin, std::size_t end,
+    void start(const SavePlan& plan, std::vector<std::uint32_t> positions,
                const TensorColumns& tensors) {
-        if (begin > end || end > plan.items.size() || tensors.size() != end - begin)
-            throw py::value_error("the range does not fit the plan and the tensors");
+        if (tensors.size() != positions.size() || positions.size() > plan.items.size() ||
+            std::ranges::any_of(positions, [&](auto p) { return p >= plan.items.size(); }))
+            throw py::value_error("the positions do not fit the plan and the tensors");
         if (running_.valid())
             throw py::value_error("a write is under way: wait for it first");
         ViewPlanner planner(tensors.views<TensorView>());
         const py::gil_scoped_release release;
         count_->done = 0;
-        const bool all = end - begin == plan.items.size();
-        running_ = writer_.write_data(all ? plan : slice(plan, begin, end), planner);
+        if (!written_)
+            written_ = WriteResults{.rank = plan.rank};
+        const bool first = written_->items.empty();
+        if (first && positions.size() == plan.items.size()) {
+            running_ = writer_.write_data(plan, planner);
+        } else {
+            SavePlan part = select(plan, positions);
+            // Other ranks were told by the first what this one gives.
+            if (!first && part.storage)
+                part.storage->exchange.reset();
+            running_ = writer_.write_data(part, planner);
+        }
+        written_->items.resize(plan.items.size());
+        positions_ = std::move(positions);
     }
 
-    py::bytes wait(const py::object& progress) {
+    void wait(const py::object& progress) {
         if (!running_.valid())
             throw py::value_error("no write is under way");
-        const WriteResults results =
-            python::wait(running_, progress, *count_, [this] { writer_.cancel(); });
-        return to_bytes_object(to_bytes(results));
+        WriteResults part = python::wait(running_, progress, *count_, [this] { writer_.cancel(); });
+        for (std::size_t i = 0; i < positions_.size(); ++i)
+            written_->items[positions_[i]] = std::move(part.items[i]);
+        written_->attempt = std::move(part.attempt);
+        written_->files = std::move(part.files);
+        if (!part.pieces.empty())
+            written_->pieces = std::move(part.pieces);
+        if (part.exchange != ExchangeReport{})
+            written_->exchange = std::move(part.exchange);
+    }
+
+    // Of all that was written since the last time.
+    py::bytes results() {
+        if (!written_)
+            throw py::value_error("nothing was written");
+        return to_bytes_object(to_bytes(*std::exchange(written_, std::nullopt)));
+    }
+
+    void decline(const SavePlan& plan, const std::string& why) {
+        const py::gil_scoped_release release;
+        writer_.decline(plan, why);
     }
 
     py::dict finish(const std::vector<py::bytes>& packed) {
@@ -130,6 +171,8 @@ class Writer {
         out["files"] = report.files;
         out["tensor_bytes"] = report.tensor_bytes;
         out["replaced"] = report.replaced;
+        out["process_memory_bytes"] = report.process_memory_bytes;
+        out["shared_memory_bytes"] = report.shared_memory_bytes;
         out["file_system"] = report.file_system.type;
         out["notes"] = report.notes;
         for (const auto& [key, value] : to_dict(report.reactor))
@@ -139,6 +182,7 @@ class Writer {
 
     // Ends what runs, and waits for the end.
     void cancel() {
+        written_.reset();
         if (!running_.valid())
             return;
         const py::gil_scoped_release release;
@@ -156,6 +200,8 @@ class Writer {
     std::shared_ptr<ProgressCount> count_;
     HuggingFaceStorageWriter writer_;
     std::future<WriteResults> running_;
+    std::vector<std::uint32_t> positions_; // of what runs
+    std::optional<WriteResults> written_;
 };
 
 // Which positions of each plan are left when replicas are dropped; checks what create_global_plan checks.
@@ -191,21 +237,6 @@ py::list describe(const py::bytes& packed) {
     return out;
 }
 
-// The results of windows of one plan, one after the other.
-py::bytes concatenate(const std::vector<py::bytes>& packed) {
-    WriteResults all;
-    for (std::size_t i = 0; i < packed.size(); ++i) {
-        WriteResults part = value_or_throw(write_results_from_bytes(to_span(packed[i])));
-        if (i == 0) {
-            all = std::move(part);
-            continue;
-        }
-        SAFERING_ASSERT(part.attempt == all.attempt && part.files == all.files);
-        std::ranges::move(part.items, std::back_inserter(all.items));
-    }
-    return to_bytes_object(to_bytes(all));
-}
-
 } // namespace
 
 void bind_writer(py::module_& module) {
@@ -213,6 +244,7 @@ void bind_writer(py::module_& module) {
         .def(py::init(&make_plan), py::arg("rank"), py::arg("fqns"), py::arg("dtypes"),
              py::arg("offsets"), py::arg("sizes"), py::arg("shapes"))
         .def("__len__", [](const SavePlan& plan) { return plan.items.size(); })
+        .def_readwrite("endpoint", &SavePlan::endpoint)
         .def("set_storage", [](SavePlan& plan, const py::bytes& bytes) {
             plan.storage =
                 value_or_throw(storage_plan_from_bytes(to_span(bytes), plan.items.size()));
@@ -223,20 +255,20 @@ void bind_writer(py::module_& module) {
         .def_readonly("dtypes", &TensorColumns::dtypes);
     py::class_<Writer>(module, "Writer")
         .def(py::init<std::string, std::shared_ptr<Reactor>, FqnToIndexMapping, bool, bool,
-                      std::optional<std::pair<std::uint32_t, std::uint32_t>>>(),
+                      std::optional<std::pair<std::uint32_t, std::uint32_t>>, std::string>(),
              py::arg("path"), py::arg("reactor"), py::arg("mapping"), py::arg("sharded"),
-             py::arg("digests"), py::arg("alone"))
+             py::arg("digests"), py::arg("alone"), py::arg("exchange"))
         .def("prepare_global_plan", &Writer::prepare_global_plan, py::arg("plans"))
-        .def("start", &Writer::start, py::arg("plan"), py::arg("begin"), py::arg("end"),
-             py::arg("tensors"))
+        .def("start", &Writer::start, py::arg("plan"), py::arg("positions"), py::arg("tensors"))
         .def("wait", &Writer::wait, py::arg("progress"))
+        .def("results", &Writer::results)
+        .def("decline", &Writer::decline, py::arg("plan"), py::arg("why"))
         .def("finish", &Writer::finish, py::arg("results"))
         .def("cancel", &Writer::cancel)
         .def("abort", &Writer::abort);
     module.def("plan_globally", &plan_globally, py::arg("plans"),
                py::call_guard<py::gil_scoped_release>());
     module.def("describe_results", &describe, py::arg("results"));
-    module.def("concatenate_results", &concatenate, py::arg("results"));
 }
 
 } // namespace safering::python

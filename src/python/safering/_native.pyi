@@ -23,6 +23,9 @@ class Reactor:
     def info(self) -> dict[str, Any]:
         """backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages."""
 
+    def endpoint(self) -> str:
+        """Where other ranks of this host reach this one; empty where the host grants no socket for it."""
+
 class TensorColumns:
     """Tensors in memory, column by column. Shapes in elements of the format; strides in elements, empty where
     contiguous (as those of dtypes below a byte must be)."""
@@ -43,6 +46,8 @@ class SavePlan:
         sizes: _Shapes,
         shapes: _Shapes,
     ) -> None: ...
+    #: Of the rank's reactor; empty where it exchanges nothing.
+    endpoint: str
     def __len__(self) -> int: ...
     def set_storage(self, storage: bytes, /) -> None:
         """The rank's part of the layout, from Writer.prepare_global_plan."""
@@ -59,19 +64,27 @@ class Writer:
         sharded: bool,
         digests: bool,
         alone: tuple[int, int] | None,
+        exchange: str,
     ) -> None: ...
     def prepare_global_plan(self, plans: Sequence[SavePlan]) -> list[tuple[str, bytes]]:
         """Coordinator: makes the attempt's files. Of each plan: the attempt, and the rank's part of the layout."""
 
-    def start(self, plan: SavePlan, begin: int, end: int, tensors: TensorColumns) -> None:
-        """Writes items [begin, end) of a plan that has its storage; `tensors` has just these."""
+    def start(self, plan: SavePlan, positions: Sequence[int], tensors: TensorColumns) -> None:
+        """Writes the items at these positions of a plan that has its storage; `tensors` has just these. The first of
+        a plan's starts takes part in its exchange between ranks."""
 
-    def wait(self, progress: _Progress) -> bytes:
-        """The results of what was started. `progress` is called here with (bytes done, bytes in all)."""
+    def wait(self, progress: _Progress) -> None:
+        """Until what was started has ended. `progress` is called here with (bytes done, bytes in all)."""
+
+    def results(self) -> bytes:
+        """The results of a whole plan, when all of it has been written."""
+
+    def decline(self, plan: SavePlan, why: str) -> None:
+        """Tells ranks that wait for this one in the plan's exchange that it will not write."""
 
     def finish(self, results: Sequence[bytes]) -> dict[str, Any]:
         """Coordinator: the commit, from every rank's results. path, attempt, files, tensor_bytes, replaced,
-        file_system, notes, and what Reactor.info says."""
+        process_memory_bytes, shared_memory_bytes, file_system, notes, and what Reactor.info says."""
 
     def cancel(self) -> None:
         """Ends what was started, and waits for the end."""
@@ -85,9 +98,6 @@ def plan_globally(plans: Sequence[SavePlan]) -> list[list[int]]:
 
 def describe_results(results: bytes) -> list[tuple[str, tuple[int, ...], int, str]]:
     """(fqn, offset, bytes, file name) of each item."""
-
-def concatenate_results(results: Sequence[bytes]) -> bytes:
-    """Results of one plan's consecutive ranges, in order -> those of all."""
 
 class Reader:
     """A checkpoint, opened to load boxes of its tensors; one thread at a time. `verification`: "off", "covered" or

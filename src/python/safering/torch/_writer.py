@@ -11,7 +11,7 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["HuggingFaceStorageWriter"]
 
 _STORAGE_KEY = "safering"
+_ENDPOINT_KEY = "safering.endpoint"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,10 @@ class HuggingFaceStorageWriter(_TorchWriter):
         thread_count_consolidation: accepted; there is no consolidation.
 
     Keyword Args:
+        exchange: how ranks of one host bring together what would reach a file as short runs (inner shards, many
+            small tensors): "automatic" (where it is cheaper, from each other's memory or else through shared memory),
+            "process_memory", "shared_memory", or "off". What lies on devices is not exchanged, unless `async_save`
+            has copied it. The coordinator's counts.
         backend: "automatic" (io_uring where the kernel grants it, else threads), "io_uring" or "threads".
         digests: whether to take XXH3 digests of all data and list them in `safering.manifest.json`.
         buffer_memory: bytes of the buffer pool, shared by all writers and readers of this process that give
@@ -128,6 +133,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         *,
         backend: str = "automatic",
         digests: bool = True,
+        exchange: str = "automatic",
         buffer_memory: int = _runtime.BUFFER_MEMORY,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -141,6 +147,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         )
         self.backend = backend
         self.digests = digests
+        self.exchange = exchange
         self.buffer_memory = buffer_memory
         self.progress = progress
         #: How the last save that this process committed went: path, files, tensor_bytes, backend, notes, ...
@@ -172,7 +179,10 @@ class HuggingFaceStorageWriter(_TorchWriter):
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
         _check_items(plan.items)
-        return dataclasses.replace(plan, items=PackedItems(plan.items))
+        endpoint = ""
+        if not self._sharded and self.exchange != "off":
+            endpoint = _runtime.reactor(self.backend, self.buffer_memory).endpoint()
+        return dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={_ENDPOINT_KEY: endpoint})
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Coordinator: lays out the files, creates and preallocates them beside the target, writes the headers."""
@@ -180,6 +190,8 @@ class HuggingFaceStorageWriter(_TorchWriter):
         native_plans = [
             _native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(full)
         ]
+        for native_plan, plan in zip(native_plans, plans):
+            native_plan.endpoint = _entry(plan, _ENDPOINT_KEY) or ""
         target = self._target
         make_directories(os.path.dirname(target))
         self._native = None  # its unfinished attempt goes first
@@ -195,16 +207,19 @@ class HuggingFaceStorageWriter(_TorchWriter):
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Writes and fsyncs this rank's items; has done so when it returns. Ctrl-C ends it early and cleanly."""
-        storage = self._find_storage(plan)
-        if storage is None:  # called by hand, without a coordinator
-            plan = self.prepare_global_plan([plan])[0]
-            storage = self._prepared[0]
-        items = plan.items
-        native_plan = _native.SavePlan(storage.rank, *item_columns(items))
-        native_plan.set_storage(storage.packed)
-        if self._native is None:
-            self._native = self._make_native()
-        packed = self._write_windows(native_plan, items, planner)
+        storage = _entry(plan, _STORAGE_KEY)
+        try:
+            storage = self._find_storage(plan)
+            if storage is None:  # called by hand, without a coordinator
+                plan = self.prepare_global_plan([plan])[0]
+                storage = self._prepared[0]
+            native_plan = _native_plan(plan, storage)
+            tensors = _resolve(plan.items, planner)
+        except BaseException as error:
+            if storage is not None:
+                self._native_writer().decline(_native_plan(plan, storage), f"{type(error).__name__}: {error}")
+            raise
+        packed = self._write_windows(native_plan, tensors)
         future: Future[list[WriteResult]] = Future()
         future.set_result(WriteResults(packed))
         return future
@@ -257,10 +272,16 @@ class HuggingFaceStorageWriter(_TorchWriter):
             self._sharded,
             self.digests,
             alone,
+            self.exchange,
         )
 
+    def _native_writer(self) -> _native.Writer:
+        if self._native is None:
+            self._native = self._make_native()
+        return self._native
+
     def _find_storage(self, plan: SavePlan) -> _Storage | None:
-        given = plan.storage_data.get(_STORAGE_KEY) if isinstance(plan.storage_data, dict) else None
+        given = _entry(plan, _STORAGE_KEY)
         rank = given.rank if given is not None else (self.rank or 0)
         found = [given, _received.pop((self._target, rank), None)]
         found += [storage for storage in self._prepared if storage.rank == rank]
@@ -274,54 +295,68 @@ class HuggingFaceStorageWriter(_TorchWriter):
             )
         return max(found, key=_attempt, default=None)
 
-    def _write_windows(self, native_plan: _native.SavePlan, items: list[WriteItem], planner: SavePlanner) -> bytes:
-        """Plain tensors all at once, from where they lie; the others in windows of copies, one being made
-        while the one before it is written."""
-        parts: list[bytes] = []
-        begin = 0
+    def _write_windows(self, native_plan: _native.SavePlan, tensors: list[torch.Tensor]) -> bytes:
+        """Plain tensors all at once, from where they lie, in exchange with the ranks of this host; the others in
+        windows of copies, one being made while the one before it is written."""
         running: list[torch.Tensor] | None = None  # borrowed by native code until wait() has returned
+        native = self._native_writer()
         try:
-            while True:
-                tensors, devices = _resolve_window(items, begin, planner)
+            for positions in _windows(tensors):
+                window, devices = _to_plain([tensors[i] for i in positions])
                 synchronize(devices)
                 if running is not None:
-                    parts.append(self._native.wait(self.progress))
-                self._native.start(native_plan, begin, begin + len(tensors), columns(tensors))
-                running = tensors
-                begin += len(tensors)
-                if begin == len(items):
-                    break
-            parts.append(self._native.wait(self.progress))
-        except BaseException:
-            self._native.cancel()  # waits: what runs still reads the tensors
+                    native.wait(self.progress)
+                native.start(native_plan, positions, columns(window))
+                running = window
+            native.wait(self.progress)
+        except BaseException as error:
+            native.cancel()  # waits: what runs still reads the tensors
+            if running is None:
+                native.decline(native_plan, f"{type(error).__name__}: {error}")
             raise
-        return parts[0] if len(parts) == 1 else _native.concatenate_results(parts)
+        return native.results()
+
+
+def _native_plan(plan: SavePlan, storage: _Storage) -> _native.SavePlan:
+    native_plan = _native.SavePlan(storage.rank, *item_columns(plan.items))
+    native_plan.set_storage(storage.packed)
+    return native_plan
 
 
 @no_collection()
-def _resolve_window(
-    items: list[WriteItem], begin: int, planner: SavePlanner
-) -> tuple[list[torch.Tensor], set[torch.device]]:
-    """The items from `begin` on, as plain tensors, until the copies among them have filled a window; and the devices
-    that copies come from."""
-    tensors: list[torch.Tensor] = []
-    devices: set[torch.device] = set()
-    copied = 0
-    for position in range(begin, len(items)):
-        tensor = planner.resolve_data(items[position])
+def _resolve(items: list[WriteItem], planner: SavePlanner) -> list[torch.Tensor]:
+    tensors = []
+    for item in items:
+        tensor = planner.resolve_data(item)
         if not isinstance(tensor, torch.Tensor):
-            raise TypeError(
-                f"{items[position].index.fqn!r}: expected a tensor of the planner, found {type(tensor).__name__}"
-            )
-        tensor = tensor.detach()
-        if not is_plain(tensor):
-            copied += nbytes(tensor)
-            devices.add(tensor.device)
-            tensor = to_plain(tensor)
-        tensors.append(tensor)
-        if copied >= WINDOW_BYTES:
-            break
-    return tensors, devices
+            raise TypeError(f"{item.index.fqn!r}: expected a tensor of the planner, found {type(tensor).__name__}")
+        tensors.append(tensor.detach())
+    return tensors
+
+
+def _windows(tensors: list[torch.Tensor]) -> Iterator[list[int]]:
+    """Positions, rising, of what is written together: at first all that needs no copy, and in each window some of the rest."""
+    copied = [i for i, tensor in enumerate(tensors) if not is_plain(tensor)]
+    window = [i for i, tensor in enumerate(tensors) if is_plain(tensor)] if copied else list(range(len(tensors)))
+    size = 0
+    for i in copied:
+        window.append(i)
+        size += nbytes(tensors[i])
+        if size >= WINDOW_BYTES:
+            yield sorted(window)
+            window, size = [], 0
+    if window or not copied:
+        yield sorted(window)
+
+
+def _to_plain(tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], set[torch.device]]:
+    """With copies of those that are not plain, and the devices that these come from."""
+    devices = {tensor.device for tensor in tensors if not is_plain(tensor)}
+    return [tensor if is_plain(tensor) else to_plain(tensor) for tensor in tensors], devices
+
+
+def _entry(plan: SavePlan, key: str) -> Any:
+    return plan.storage_data.get(key) if isinstance(plan.storage_data, dict) else None
 
 
 def _attempt(storage: _Storage) -> str:
