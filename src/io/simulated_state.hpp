@@ -49,6 +49,10 @@ class SimulatedTree {
     InodeNumber last_number_;
 };
 
+/// Whether it changes names, and not the bytes of a file.
+bool is_name_operation(Opcode op);
+/// Which records are durable at the end of the log, by the rules at the head of simulated_disk.hpp.
+std::vector<bool> durable_records(std::span<const SimulatedDisk::Record> log);
 /// `base` and what of `log` survives.
 SimulatedTree after_crash(const SimulatedTree& base, std::span<const SimulatedDisk::Record> log,
                           CrashPolicy policy);
