@@ -119,6 +119,8 @@ SimulatedTree after_crash(const SimulatedTree& base, std::span<const SimulatedDi
             apply_partly(tree, record, chance);
         else if (is_name_operation(record.op) ? chance.keeps_name(i) : chance.keeps())
             tree.apply(record);
+        else
+            tree.lose_name(record);
     }
     return tree;
 }
@@ -267,6 +269,13 @@ void SimulatedTree::set_name(InodeNumber directory, const std::string& name, Ino
     // A directory whose own creation was lost is there all the same, out of reach.
     parent.kind = FileKind::directory;
     parent.entries[name] = number;
+}
+
+void SimulatedTree::lose_name(const Record& record) {
+    if (record.op == Opcode::open)
+        file(record.inode).kind = FileKind::regular;
+    else if (record.op == Opcode::make_directory)
+        file(record.inode).kind = FileKind::directory;
 }
 
 int SimulatedTree::apply(const Record& record) {

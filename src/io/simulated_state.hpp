@@ -40,6 +40,9 @@ class SimulatedTree {
     int check(const Record& record) const;
     /// Carries a record out. 0 or an errno. Of a log with gaps it does what is still possible.
     int apply(const Record& record);
+    /// What of a record remains where its name is lost: a file or directory that was made is there, out of reach
+    /// until a later rename that was kept gives it a name.
+    void lose_name(const Record& record);
 
   private:
     SimulatedInode& file(InodeNumber number);

@@ -34,8 +34,8 @@ Replay::Replay(Recording given)
         if (!is_name_operation(record.op))
             continue;
         if (kinds[record.inode] == FileKind::other)
-            kinds[record.inode] = record.op == Opcode::make_directory ? FileKind::directory
-                                                                      : FileKind::regular;
+            kinds[record.inode] =
+                record.op == Opcode::make_directory ? FileKind::directory : FileKind::regular;
         changes[i] = {record.op,
                       record.inode,
                       record.directory,
@@ -187,6 +187,8 @@ SimulatedTree CrashPoint::materialise(const Choice& choice) const {
             bit += durable_[i] ? 0 : 1;
             if (apply)
                 tree.apply(record);
+            else
+                tree.lose_name(record);
         } else if (changes_bytes(record.op)) {
             const auto file = std::ranges::find(files_, record.inode, &File::inode);
             const auto at = static_cast<std::size_t>(file - files_.begin());
@@ -212,8 +214,7 @@ std::string CrashPoint::describe(const Choice& choice) const {
         for (std::size_t bit = 0; bit < files_[f].pieces.size(); ++bit) {
             const Piece& piece = files_[f].pieces[bit];
             const auto& record = replay_.recording.log[piece.record];
-            out += fmt::format("\n  {} {}{} {}-{} of {}",
-                               choice.files[f][bit] ? "kept" : "lost",
+            out += fmt::format("\n  {} {}{} {}-{} of {}", choice.files[f][bit] ? "kept" : "lost",
                                name(record.op), piece.bytes ? "" : " (size)", piece.begin,
                                piece.end, record.path);
         }

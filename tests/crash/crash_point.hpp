@@ -96,7 +96,7 @@ class CrashPoint {
     Replay& replay_;
     std::size_t records_;
     std::vector<bool> durable_;
-    NameTree settled_;         ///< after the durable names before the first that is not
+    NameTree settled_; ///< after the durable names before the first that is not
     std::size_t settled_to_ = 0;
     std::vector<std::size_t> names_; ///< records
     std::vector<File> files_;

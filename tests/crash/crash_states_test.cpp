@@ -1,7 +1,7 @@
 // The promise against every state that a power cut may leave: the old checkpoint or the new one, whole, and the new
 // one once success was reported. CRASH_SCENARIOS=n adds n random scenarios, CRASH_SEED=s begins them elsewhere.
-#include <cstdlib>
 #include <cstdio>
+#include <cstdlib>
 
 #include <fmt/format.h>
 
@@ -45,8 +45,7 @@ void expect_both_ends(const Scenario& scenario, const Enumeration& counts) {
 TEST(CrashStates, OldOrNewWholeAndNewOnceReported) {
     Totals totals;
     for (const Scenario& scenario : small_scenarios()) {
-        const Enumeration counts =
-            enumerate(scenario, {.exhaustive_bits = 16, .samples = 20'000});
+        const Enumeration counts = enumerate(scenario, {.exhaustive_bits = 16, .samples = 20'000});
         totals.add(scenario.name, counts);
         EXPECT_EQ(counts.violation, "");
         expect_both_ends(scenario, counts);

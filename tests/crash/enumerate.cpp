@@ -87,7 +87,7 @@ class Enumerating {
             if (outcome.found == Found::neither)
                 return broken("neither old nor new", outcome.problem, point, choice);
             if (!outcome.problem.empty())
-                return broken("untidy", outcome.problem, point, choice);
+                return broken("wrong files", outcome.problem, point, choice);
         }
         const Found found = known->second;
         ++out_.seen[static_cast<int>(found)];
@@ -104,9 +104,9 @@ class Enumerating {
     bool broken(std::string check, const std::string& problem, const CrashPoint& point,
                 const CrashPoint::Choice& choice) {
         out_.broken = std::move(check);
-        out_.violation = fmt::format("{}, seed {}, state {}: {}: {}\n{}", scenario_.name,
-                                     options_.seed, out_.states, out_.broken, problem,
-                                     point.describe(choice));
+        out_.violation =
+            fmt::format("{}, seed {}, state {}: {}: {}\n{}", scenario_.name, options_.seed,
+                        out_.states, out_.broken, problem, point.describe(choice));
         return false;
     }
 

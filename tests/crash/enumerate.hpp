@@ -22,7 +22,7 @@ struct EnumerationOptions {
     std::uint64_t samples = 3000;
     std::uint64_t seed = 1;
     /// One run of the reader in so many is followed by the further checks.
-    unsigned deep_every = 8;
+    unsigned deep_every = 2;
 };
 
 struct Enumeration {

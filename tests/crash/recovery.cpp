@@ -84,12 +84,13 @@ Outcome judge(const Expectations& expectations, const SimulatedDisk& disk,
                                 : fmt::format("the old checkpoint has other files: {}",
                                               fmt::join(files, ", "))};
     if (fresh)
-        return {Found::fresh, files == expectations.fresh.files
-                                  ? std::string()
-                                  : fmt::format("left over or missing beside the new checkpoint: {}",
-                                                fmt::join(files, ", "))};
-    return {Found::neither, "a mixture: against the new one " +
-                                difference(expectations.fresh.model, *loaded)};
+        return {Found::fresh,
+                files == expectations.fresh.files
+                    ? std::string()
+                    : fmt::format("left over or missing beside the new checkpoint: {}",
+                                  fmt::join(files, ", "))};
+    return {Found::neither,
+            "a mixture: against the new one " + difference(expectations.fresh.model, *loaded)};
 }
 
 } // namespace
@@ -136,7 +137,8 @@ std::string check_deeply(const Expectations& expectations, const SimulatedTree& 
     if (const std::string differs = difference(third, *loaded); !differs.empty())
         return "after the next save: " + differs;
     if (disk->list("/ckpt") != expectations.beside)
-        return fmt::format("left over after the next save: {}", fmt::join(disk->list("/ckpt"), ", "));
+        return fmt::format("left over after the next save: {}",
+                           fmt::join(disk->list("/ckpt"), ", "));
     return {};
 }
 
@@ -175,10 +177,9 @@ Outcome RecoveryOracle::run(CrashPoint& point, const CrashPoint::Choice& choice,
     const auto disk = SimulatedDisk::holding(tree);
     disk->intercept([&](Operation& operation) -> std::optional<Completion> {
         const Request& request = operation.request;
-        const bool asks =
-            request.op == Opcode::stat || request.op == Opcode::list ||
-            (request.op == Opcode::open && request.mode != OpenMode::create &&
-             request.mode != OpenMode::update);
+        const bool asks = request.op == Opcode::stat || request.op == Opcode::list ||
+                          (request.op == Opcode::open && request.mode != OpenMode::create &&
+                           request.mode != OpenMode::update);
         if (request.op == Opcode::read || request.op == Opcode::close || changes_disk)
             return std::nullopt;
         if (asks)

@@ -65,20 +65,19 @@ Scenario convert(std::string name, const std::string& destination, const Convert
     const Expected source = expected_on(*disk, tiny_model(1));
     demand(convert_checkpoint(path, destination, *crash_reactor(disk), options));
     const bool in_place = destination == path;
-    Expectations expected =
-        expectations(in_place ? std::optional(source) : std::nullopt,
-                     expected_on(*disk, tiny_model(1), destination));
+    Expectations expected = expectations(in_place ? std::optional(source) : std::nullopt,
+                                         expected_on(*disk, tiny_model(1), destination));
     expected.path = destination;
     expected.save_again = saving_again(destination);
-    expected.beside = in_place ? std::vector<std::string>{"step"}
-                               : std::vector<std::string>{"out", "step"};
+    expected.beside =
+        in_place ? std::vector<std::string>{"step"} : std::vector<std::string>{"out", "step"};
     return recorded(std::move(name), *disk, std::move(expected));
 }
 
 Result<SaveReport> save_alone(const Model& model, std::uint32_t rank,
                               const std::shared_ptr<Reactor>& reactor) {
-    HuggingFaceStorageWriter writer(
-        path, {.layout = FileLayout::sharded, .alone = RankOf{rank, 2}}, reactor);
+    HuggingFaceStorageWriter writer(path, {.layout = FileLayout::sharded, .alone = RankOf{rank, 2}},
+                                    reactor);
     const Rank memory = cut({model.at(rank)}, {1, 0}, 0);
     DefaultSavePlanner planner(memory.tensors, rank);
     auto plans = writer.prepare_global_plan({planner.create_local_plan()});
@@ -105,9 +104,8 @@ Scenario alone_again() {
 Scenario alone_first() {
     auto disk = empty_disk();
     demand(save_alone(tiny_model(1), 0, crash_reactor(disk)));
-    return recorded(
-        "a rank alone, first", *disk,
-        {.old = {}, .fresh = expected_on(*disk, {tiny_model(1)[0]}), .save_again = {}});
+    return recorded("a rank alone, first", *disk,
+                    {.old = {}, .fresh = expected_on(*disk, {tiny_model(1)[0]}), .save_again = {}});
 }
 
 // A disk whose switch was committed and then cut off.
@@ -252,8 +250,7 @@ Scenario replace(std::string name, const WriterOptions& before, Sharding shardin
     auto disk = disk_with(tiny_model(1), {1, 0}, before);
     const Expected old = expected_on(*disk, tiny_model(1));
     demand(save_in_order(tiny_model(2), sharding, path, after, *disk, crash_reactor(disk)));
-    return recorded(std::move(name), *disk,
-                    expectations(old, expected_on(*disk, tiny_model(2))));
+    return recorded(std::move(name), *disk, expectations(old, expected_on(*disk, tiny_model(2))));
 }
 
 Scenario first_save(std::string name, Sharding sharding, const WriterOptions& options) {

@@ -24,7 +24,8 @@ std::shared_ptr<SimulatedDisk> empty_disk();
 /// What the operations since the last settled() make a scenario of, all of them reported.
 Scenario recorded(std::string name, const SimulatedDisk& disk, Expectations expectations);
 /// The target as it is now.
-Expected expected_on(const SimulatedDisk& disk, Model model, const std::string& path = "/ckpt/step");
+Expected expected_on(const SimulatedDisk& disk, Model model,
+                     const std::string& path = "/ckpt/step");
 /// `old` on the disk, replaced by `fresh`, by one rank or by two that share files.
 Scenario replace(std::string name, const WriterOptions& before, Sharding sharding,
                  const WriterOptions& after);
