@@ -1,6 +1,7 @@
 #include "checkpoint/attempt.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <filesystem>
 #include <random>
@@ -12,10 +13,17 @@ namespace safering::checkpoint {
 std::string make_attempt_id() {
     const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::system_clock::now().time_since_epoch());
+    // A save cleans away the attempts that sort before its own: one that fails and is repeated within a
+    // millisecond, or while the clock is set back, must come before its successor.
+    static std::atomic<std::uint64_t> last{0};
+    std::uint64_t before = last;
+    std::uint64_t time = 0;
+    do
+        time = std::max(static_cast<std::uint64_t>(now.count()), before + 1);
+    while (!last.compare_exchange_weak(before, time));
     std::random_device random; // the kernel's or the processor's generator, never a seeded one
-    return fmt::format("{:012x}{:04x}{:08x}{:08x}",
-                       static_cast<std::uint64_t>(now.count()) & 0xFFFF'FFFF'FFFFu,
-                       random() & 0xFFFFu, random(), random());
+    return fmt::format("{:012x}{:04x}{:08x}{:08x}", time & 0xFFFF'FFFF'FFFFu, random() & 0xFFFFu,
+                       random(), random());
 }
 
 bool is_attempt_id(std::string_view text) {

@@ -24,6 +24,20 @@ std::shared_ptr<SimulatedDisk> SimulatedDisk::crash_after(std::size_t records,
     return std::shared_ptr<SimulatedDisk>(new SimulatedDisk(std::move(left)));
 }
 
+std::shared_ptr<SimulatedDisk> SimulatedDisk::holding(SimulatedTree tree) {
+    auto state = std::make_unique<State>();
+    state->base = tree;
+    state->now = std::move(tree);
+    return std::shared_ptr<SimulatedDisk>(new SimulatedDisk(std::move(state)));
+}
+SimulatedTree SimulatedDisk::base() const {
+    const std::lock_guard lock(mutex_);
+    return state_->base;
+}
+SimulatedTree SimulatedDisk::now() const {
+    const std::lock_guard lock(mutex_);
+    return state_->now;
+}
 std::vector<SimulatedDisk::Record> SimulatedDisk::log() const {
     const std::lock_guard lock(mutex_);
     return state_->log;
@@ -37,6 +51,10 @@ std::uint64_t SimulatedDisk::operations() const {
     return state_->operations;
 }
 
+void SimulatedDisk::intercept(Interceptor interceptor) {
+    const std::lock_guard lock(mutex_);
+    state_->interceptor = std::move(interceptor);
+}
 void SimulatedDisk::inject(Fault fault) {
     const std::lock_guard lock(mutex_);
     state_->faults.push_back({std::move(fault)});
@@ -120,7 +138,11 @@ void SimulatedDisk::perform(Operation& operation) {
     const std::lock_guard lock(mutex_);
     ++state_->operations;
     operation.completion = {};
-    state_->carry_out(operation);
+    auto ended = state_->interceptor ? state_->interceptor(operation) : std::nullopt;
+    if (ended)
+        operation.completion = std::move(*ended);
+    else
+        state_->carry_out(operation);
 }
 
 bool SimulatedDisk::is_direct(int file) const {

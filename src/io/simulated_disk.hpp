@@ -58,6 +58,8 @@ struct Fault {
     int error = 5; // EIO
 };
 
+class SimulatedTree;
+
 /// Thread-safe; several reactors (ranks) may share one.
 class SimulatedDisk {
   public:
@@ -95,7 +97,19 @@ class SimulatedDisk {
     /// How many operations of any kind were performed, failed ones included.
     std::uint64_t operations() const;
 
+    /// A disk on which all of `tree` is durable, with an empty log and no faults.
+    static std::shared_ptr<SimulatedDisk> holding(SimulatedTree tree);
+    /// What the log is applied to, and what is on the disk now.
+    SimulatedTree base() const;
+    SimulatedTree now() const;
+
     // How it misbehaves.
+
+    /// Called with every operation before it is carried out, under the disk's lock. What it changes
+    /// in the operation is what happens; where it returns a completion, the operation ends so and
+    /// nothing else happens. It must not call the disk.
+    using Interceptor = std::function<std::optional<Completion>(Operation&)>;
+    void intercept(Interceptor interceptor);
 
     void inject(Fault fault);
     void clear_faults();

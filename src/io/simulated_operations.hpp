@@ -34,6 +34,7 @@ struct SimulatedDisk::State {
     int next_file = 1'000'000;
     std::map<int, OpenFile> files;
 
+    Interceptor interceptor;
     std::vector<Armed> faults;
     std::optional<std::mt19937_64> shorten;
     std::optional<std::mt19937_64> shuffle;

@@ -26,33 +26,6 @@ std::vector<std::string> components(std::string_view path) {
     return parts;
 }
 
-bool is_name_operation(Opcode op) {
-    return op == Opcode::open || op == Opcode::rename || op == Opcode::unlink ||
-           op == Opcode::make_directory || op == Opcode::remove_directory;
-}
-
-// Which records are durable at the end of the log, by the rules at the head of simulated_disk.hpp.
-std::vector<bool> durable_records(std::span<const SimulatedDisk::Record> log) {
-    std::vector<bool> durable(log.size());
-    // Backwards, so that these hold what came after a record, the nearest fsync winning.
-    std::map<SimulatedDisk::InodeNumber, bool> synced_files;
-    std::map<SimulatedDisk::InodeNumber, bool> synced_directories;
-    for (std::size_t i = log.size(); i-- > 0;) {
-        const SimulatedDisk::Record& record = log[i];
-        if (record.op == Opcode::fsync)
-            synced_files[record.inode] = !record.failed;
-        else if (record.op == Opcode::sync_directory)
-            synced_directories[record.inode] = true;
-        else if (is_name_operation(record.op))
-            durable[i] =
-                synced_directories.contains(record.directory) &&
-                (record.new_directory == 0 || synced_directories.contains(record.new_directory));
-        else if (const auto found = synced_files.find(record.inode); found != synced_files.end())
-            durable[i] = found->second;
-    }
-    return durable;
-}
-
 /// Decides the fate of what is not durable.
 class Chance {
   public:
@@ -107,6 +80,32 @@ void apply_partly(SimulatedTree& tree, const SimulatedDisk::Record& record, Chan
 
 } // namespace
 
+bool is_name_operation(Opcode op) {
+    return op == Opcode::open || op == Opcode::rename || op == Opcode::unlink ||
+           op == Opcode::make_directory || op == Opcode::remove_directory;
+}
+
+std::vector<bool> durable_records(std::span<const SimulatedDisk::Record> log) {
+    std::vector<bool> durable(log.size());
+    // Backwards, so that these hold what came after a record, the nearest fsync winning.
+    std::map<SimulatedDisk::InodeNumber, bool> synced_files;
+    std::map<SimulatedDisk::InodeNumber, bool> synced_directories;
+    for (std::size_t i = log.size(); i-- > 0;) {
+        const SimulatedDisk::Record& record = log[i];
+        if (record.op == Opcode::fsync)
+            synced_files[record.inode] = !record.failed;
+        else if (record.op == Opcode::sync_directory)
+            synced_directories[record.inode] = true;
+        else if (is_name_operation(record.op))
+            durable[i] =
+                synced_directories.contains(record.directory) &&
+                (record.new_directory == 0 || synced_directories.contains(record.new_directory));
+        else if (const auto found = synced_files.find(record.inode); found != synced_files.end())
+            durable[i] = found->second;
+    }
+    return durable;
+}
+
 SimulatedTree after_crash(const SimulatedTree& base, std::span<const SimulatedDisk::Record> log,
                           CrashPolicy policy) {
     SimulatedTree tree = base;
@@ -120,6 +119,8 @@ SimulatedTree after_crash(const SimulatedTree& base, std::span<const SimulatedDi
             apply_partly(tree, record, chance);
         else if (is_name_operation(record.op) ? chance.keeps_name(i) : chance.keeps())
             tree.apply(record);
+        else
+            tree.lose_name(record);
     }
     return tree;
 }
@@ -268,6 +269,13 @@ void SimulatedTree::set_name(InodeNumber directory, const std::string& name, Ino
     // A directory whose own creation was lost is there all the same, out of reach.
     parent.kind = FileKind::directory;
     parent.entries[name] = number;
+}
+
+void SimulatedTree::lose_name(const Record& record) {
+    if (record.op == Opcode::open)
+        file(record.inode).kind = FileKind::regular;
+    else if (record.op == Opcode::make_directory)
+        file(record.inode).kind = FileKind::directory;
 }
 
 int SimulatedTree::apply(const Record& record) {

@@ -40,6 +40,9 @@ class SimulatedTree {
     int check(const Record& record) const;
     /// Carries a record out. 0 or an errno. Of a log with gaps it does what is still possible.
     int apply(const Record& record);
+    /// What of a record remains where its name is lost: a file or directory that was made is there, out of reach
+    /// until a later rename that was kept gives it a name.
+    void lose_name(const Record& record);
 
   private:
     SimulatedInode& file(InodeNumber number);
@@ -49,6 +52,10 @@ class SimulatedTree {
     InodeNumber last_number_;
 };
 
+/// Whether it changes names, and not the bytes of a file.
+bool is_name_operation(Opcode op);
+/// Which records are durable at the end of the log, by the rules at the head of simulated_disk.hpp.
+std::vector<bool> durable_records(std::span<const SimulatedDisk::Record> log);
 /// `base` and what of `log` survives.
 SimulatedTree after_crash(const SimulatedTree& base, std::span<const SimulatedDisk::Record> log,
                           CrashPolicy policy);

@@ -177,7 +177,15 @@ TEST(AttemptNames, AreRecognisedOnlyInFull) {
     EXPECT_FALSE(parse_attempt_directory_name(name + "x", "step"));
     EXPECT_FALSE(parse_attempt_directory_name("." + name, "step"));
     EXPECT_FALSE(parse_attempt_directory_name(".step.old.tmp", "step"));
-    EXPECT_LE(id, make_attempt_id().substr(0, 12) + std::string(20, 'f'));
+}
+
+TEST(AttemptNames, SortInTheOrderOfTheirMaking) {
+    std::string before = make_attempt_id();
+    for (int i = 0; i < 1000; ++i) {
+        const std::string id = make_attempt_id();
+        ASSERT_LT(before, id);
+        before = id;
+    }
 }
 
 class Commit : public OnDisk {};
