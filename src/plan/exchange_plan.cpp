@@ -203,22 +203,25 @@ class ExchangePlanner {
         std::uint64_t left = 0;
         for (const Cell& cell : cells)
             left += cell.bytes;
-        const std::uint64_t level = common_level(order, left);
         std::size_t at = 0;
         for (std::size_t r = 0; r < order.size() && at < cells.size(); ++r) {
             const std::uint32_t rank = order[r];
             const std::size_t first = at;
+            // Of those that are left, so that what rounding gives one the others do not lack at the end.
+            const std::uint64_t level = common_level(std::span(order).subspan(r), left);
             // To the nearest cell; the last takes what is left.
             while (at < cells.size() &&
-                   (r + 1 == order.size() || load_[rank] + cells[at].bytes / 2 < level))
+                   (r + 1 == order.size() || load_[rank] + cells[at].bytes / 2 < level)) {
+                left -= cells[at].bytes;
                 load_[rank] += cells[at++].bytes;
+            }
             if (at > first)
                 add_region(cells.subspan(first, at - first), rank);
         }
     }
 
     // To which the loads of `order`, rising, can be raised with so many bytes.
-    std::uint64_t common_level(const Ranks& order, std::uint64_t bytes) const {
+    std::uint64_t common_level(std::span<const std::uint32_t> order, std::uint64_t bytes) const {
         std::uint64_t sum = 0;
         for (std::size_t r = 0; r < order.size(); ++r) {
             sum += load_[order[r]];
