@@ -15,38 +15,92 @@ namespace {
 constexpr std::string_view seal_key = ",\"xxh3\":\"";
 constexpr std::size_t seal_bytes = seal_key.size() + 16 + 3; // key, hex, `"}\n`
 
+using nlohmann::json;
+
+// Builds the value itself: the library's own callbacks cannot stop its parser, which would go on through a gigabyte of
+// brackets, and take time that grows with the square of an object's members.
+class StrictDom final : public nlohmann::json_sax<json> {
+  public:
+    explicit StrictDom(unsigned max_depth) : max_depth_(max_depth) {}
+
+    const std::string& fault() const { return fault_; }
+    json&& value() { return std::move(root_); }
+
+    bool null() override { return add(nullptr); }
+    bool boolean(bool value) override { return add(value); }
+    bool number_integer(number_integer_t value) override { return add(value); }
+    bool number_unsigned(number_unsigned_t value) override { return add(value); }
+    bool number_float(number_float_t value, const string_t&) override { return add(value); }
+    bool string(string_t& value) override { return add(std::move(value)); }
+    bool binary(binary_t&) override { return stop("binary"); }
+    bool start_object(std::size_t) override {
+        keys_.open();
+        return begin(json::object());
+    }
+    bool key(string_t& key) override {
+        keys_.add(key);
+        key_ = std::move(key);
+        return true;
+    }
+    bool end_object() override {
+        open_.pop_back();
+        const auto twice = keys_.close();
+        return !twice || stop(fmt::format("key \"{}\" stands twice", escaped(*twice)));
+    }
+    bool start_array(std::size_t) override { return begin(json::array()); }
+    bool end_array() override {
+        open_.pop_back();
+        return true;
+    }
+    bool parse_error(std::size_t, const std::string&,
+                     const nlohmann::detail::exception& error) override {
+        return stop(error.what()); // with the position
+    }
+
+  private:
+    bool stop(std::string fault) {
+        fault_ = std::move(fault);
+        return false;
+    }
+    template <typename T>
+    json* put(T&& value) {
+        if (open_.empty())
+            return &(root_ = std::forward<T>(value));
+        json& parent = *open_.back();
+        if (parent.is_array())
+            return &parent.get_ref<json::array_t&>().emplace_back(std::forward<T>(value));
+        // Of a key that stands twice the last counts until the object's end says so.
+        return &(parent.get_ref<json::object_t&>()[std::move(key_)] = std::forward<T>(value));
+    }
+    template <typename T>
+    bool add(T&& value) {
+        put(std::forward<T>(value));
+        return true;
+    }
+    bool begin(json value) {
+        if (open_.size() >= max_depth_)
+            return stop(fmt::format("nested deeper than {}", max_depth_));
+        open_.push_back(put(std::move(value)));
+        return true;
+    }
+
+    unsigned max_depth_;
+    json root_;
+    std::vector<json*> open_;
+    std::string key_;
+    safetensors::KeyScopes keys_;
+    std::string fault_;
+};
+
 } // namespace
 
-Result<nlohmann::json> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
-                                         const std::string& operation, const std::string& file) {
-    using nlohmann::json;
-    safetensors::KeyScopes keys;
-    std::string fault;
-    const auto watch = [&](int depth, json::parse_event_t event, json& parsed) {
-        if (!fault.empty())
-            return false;
-        if (static_cast<unsigned>(depth) > max_depth)
-            fault = fmt::format("nested deeper than {}", max_depth);
-        else if (event == json::parse_event_t::object_start)
-            keys.open();
-        else if (event == json::parse_event_t::key)
-            keys.add(parsed.get_ref<const std::string&>());
-        else if (event == json::parse_event_t::object_end)
-            if (const auto twice = keys.close())
-                fault = fmt::format("key \"{}\" stands twice", escaped(*twice));
-        return fault.empty();
-    };
-    json value;
-    try {
-        value = json::parse(text.begin(), text.end(), watch);
-    } catch (const json::exception& error) {
-        // json::exception's text carries the position; the value is lost either way.
-        fault = fault.empty() ? error.what() : fault;
-    }
-    if (!fault.empty())
-        return std::unexpected(
-            Error{.code = code, .operation = operation, .file = file, .detail = escaped(fault)});
-    return value;
+Result<json> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
+                               const std::string& operation, const std::string& file) {
+    StrictDom dom(max_depth);
+    if (!json::sax_parse(text.begin(), text.end(), &dom))
+        return std::unexpected(Error{
+            .code = code, .operation = operation, .file = file, .detail = escaped(dom.fault())});
+    return dom.value();
 }
 
 std::uint64_t digest_of(std::string_view bytes) {

@@ -12,9 +12,10 @@ namespace {
 using Run = decltype(FaultScenario::run);
 
 FaultScenario named(const std::string& name) {
-    for (FaultScenario& scenario : fault_scenarios())
+    static const std::vector<FaultScenario> scenarios = fault_scenarios();
+    for (const FaultScenario& scenario : scenarios)
         if (scenario.name == name)
-            return std::move(scenario);
+            return scenario;
     throw std::logic_error("no such scenario: " + name);
 }
 FaultScenario replacing() {
