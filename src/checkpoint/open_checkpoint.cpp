@@ -324,8 +324,15 @@ Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& pa
         if (findings != nullptr)
             findings->resize(found_before);
         auto list = list_checkpoint(reactor, path, strict, findings);
-        if (!list)
+        if (!list) {
+            // Names from before a switch and a manifest from after it: a further look tells that from damage.
+            const auto code = list.error().code;
+            if (i < 3 &&
+                (code == Errc::checkpoint_file_missing || code == Errc::checkpoint_conflict ||
+                 code == Errc::checkpoint_digest_mismatch))
+                continue;
             return std::unexpected(std::move(list.error()));
+        }
         auto opened = Opening(reactor, strict, findings, sharding_info).run(path, &*list);
         if (is_current(reactor, path, *list))
             return opened;
