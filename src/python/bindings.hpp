@@ -25,6 +25,7 @@ namespace safering::python {
 namespace py = pybind11;
 
 void bind_reactor(py::module_& module);
+void bind_save_plan(py::module_& module);
 void bind_writer(py::module_& module);
 void bind_reader(py::module_& module);
 void bind_files(py::module_& module);

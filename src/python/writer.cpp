@@ -1,6 +1,7 @@
 #include "python/bindings.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include <safering/storage_writer.hpp>
@@ -8,22 +9,6 @@
 namespace safering::python {
 
 namespace {
-
-SavePlan make_plan(std::uint32_t rank, const py::list& fqns, const py::list& dtypes,
-                   const py::list& offsets, const py::list& sizes, const py::list& shapes) {
-    SavePlan plan{.rank = rank, .items = {}, .endpoint = {}, .storage = {}};
-    plan.items.resize(py::len(fqns));
-    check_columns(plan.items.size(), {dtypes, offsets, sizes, shapes});
-    for (std::size_t i = 0; i < plan.items.size(); ++i) {
-        WriteItem& item = plan.items[i];
-        item.fqn = to_text(fqns[i]);
-        item.dtype = to_dtype(dtypes[i]);
-        item.chunk = {to_shape(offsets[i]), to_shape(sizes[i])};
-        item.size = to_shape(shapes[i]);
-        item.type = item.chunk.sizes == item.size ? WriteItemType::tensor : WriteItemType::shard;
-    }
-    return plan;
-}
 
 // These items of a rank's whole plan.
 SavePlan select(const SavePlan& plan, const std::vector<std::uint32_t>& positions) {
@@ -106,8 +91,16 @@ class Writer {
         return out;
     }
 
-    void start(const SavePlan& plan, std::vector<std::uint32_t> positions,
+    // No positions: the whole plan.
+    void start(const SavePlan& plan, std::optional<std::vector<std::uint32_t>> given,
                const TensorColumns& tensors) {
+        std::vector<std::uint32_t> positions;
+        if (given) {
+            positions = std::move(*given);
+        } else {
+            positions.resize(plan.items.size());
+            std::iota(positions.begin(), positions.end(), 0u);
+        }
         if (tensors.size() != positions.size() || positions.size() > plan.items.size() ||
             std::ranges::any_of(positions, [&](auto p) { return p >= plan.items.size(); }))
             throw py::value_error("the positions do not fit the plan and the tensors");
@@ -204,26 +197,6 @@ class Writer {
     std::optional<WriteResults> written_;
 };
 
-// Which positions of each plan are left when replicas are dropped; checks what create_global_plan checks.
-std::vector<std::vector<std::size_t>> plan_globally(const std::vector<const SavePlan*>& plans) {
-    std::vector<SavePlan> values;
-    for (const SavePlan* plan : plans)
-        values.push_back(*plan);
-    const GlobalSavePlan global = value_or_throw(create_global_plan(std::move(values)));
-    std::vector<std::vector<std::size_t>> kept(plans.size());
-    for (std::size_t p = 0; p < plans.size(); ++p) {
-        // What is left is in the order that it had.
-        const std::vector<WriteItem>& all = plans[p]->items;
-        std::size_t at = 0;
-        for (const WriteItem& item : global.plans[p].items) {
-            while (all[at] != item)
-                ++at;
-            kept[p].push_back(at++);
-        }
-    }
-    return kept;
-}
-
 // (fqn, offset, size in bytes, file name) of each result.
 py::list describe(const py::bytes& packed) {
     const WriteResults results = value_or_throw(write_results_from_bytes(to_span(packed)));
@@ -240,15 +213,6 @@ py::list describe(const py::bytes& packed) {
 } // namespace
 
 void bind_writer(py::module_& module) {
-    py::class_<SavePlan>(module, "SavePlan")
-        .def(py::init(&make_plan), py::arg("rank"), py::arg("fqns"), py::arg("dtypes"),
-             py::arg("offsets"), py::arg("sizes"), py::arg("shapes"))
-        .def("__len__", [](const SavePlan& plan) { return plan.items.size(); })
-        .def_readwrite("endpoint", &SavePlan::endpoint)
-        .def("set_storage", [](SavePlan& plan, const py::bytes& bytes) {
-            plan.storage =
-                value_or_throw(storage_plan_from_bytes(to_span(bytes), plan.items.size()));
-        });
     py::class_<TensorColumns>(module, "TensorColumns")
         .def(py::init<py::list, py::list, py::list, py::list>(), py::arg("addresses"),
              py::arg("dtypes"), py::arg("shapes"), py::arg("strides"))
@@ -266,8 +230,6 @@ void bind_writer(py::module_& module) {
         .def("finish", &Writer::finish, py::arg("results"))
         .def("cancel", &Writer::cancel)
         .def("abort", &Writer::abort);
-    module.def("plan_globally", &plan_globally, py::arg("plans"),
-               py::call_guard<py::gil_scoped_release>());
     module.def("describe_results", &describe, py::arg("results"));
 }
 

@@ -35,7 +35,8 @@ class TensorColumns:
     def dtypes(self) -> list[int]: ...
 
 class SavePlan:
-    """What one rank saves: boxes (offsets, sizes) of global tensors (shapes)."""
+    """What one rank saves: boxes (offsets, sizes) of global tensors (shapes). Where the offsets are None, `sizes` has
+    a whole tensor. Can be pickled."""
 
     def __init__(
         self,
@@ -46,11 +47,18 @@ class SavePlan:
         sizes: _Shapes,
         shapes: _Shapes,
     ) -> None: ...
+    rank: int
     #: Of the rank's reactor; empty where it exchanges nothing.
     endpoint: str
     def __len__(self) -> int: ...
     def set_storage(self, storage: bytes, /) -> None:
         """The rank's part of the layout, from Writer.prepare_global_plan."""
+
+    def keep(self, positions: Sequence[int]) -> SavePlan:
+        """The items at these positions, without a part of a layout."""
+
+    def describe(self) -> list[tuple[str, int, tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
+        """(fqn, dtype, offsets, sizes, shape) of each item."""
 
 class Writer:
     """One rank's writer; one thread at a time. `mapping`: fqn -> 1-based number of its file, empty for one file;
@@ -69,9 +77,9 @@ class Writer:
     def prepare_global_plan(self, plans: Sequence[SavePlan]) -> list[tuple[str, bytes]]:
         """Coordinator: makes the attempt's files. Of each plan: the attempt, and the rank's part of the layout."""
 
-    def start(self, plan: SavePlan, positions: Sequence[int], tensors: TensorColumns) -> None:
-        """Writes the items at these positions of a plan that has its storage; `tensors` has just these. The first of
-        a plan's starts takes part in its exchange between ranks."""
+    def start(self, plan: SavePlan, positions: Sequence[int] | None, tensors: TensorColumns) -> None:
+        """Writes the items at these positions of a plan that has its storage; `tensors` has just these. None:
+        all items. The first of a plan's starts takes part in its exchange between ranks."""
 
     def wait(self, progress: _Progress) -> None:
         """Until what was started has ended. `progress` is called here with (bytes done, bytes in all)."""
@@ -92,9 +100,9 @@ class Writer:
     def abort(self) -> None:
         """Removes the attempt."""
 
-def plan_globally(plans: Sequence[SavePlan]) -> list[list[int]]:
-    """Positions of each plan's items that are left when replicas are dropped; checks that the rest cover every tensor
-    just once."""
+def plan_globally(plans: Sequence[SavePlan]) -> list[list[int] | None]:
+    """Positions of each plan's items that are left when replicas are dropped, None where all are; checks that
+    the rest cover every tensor just once."""
 
 def describe_results(results: bytes) -> list[tuple[str, tuple[int, ...], int, str]]:
     """(fqn, offset, bytes, file name) of each item."""

@@ -15,6 +15,7 @@ from ._install import install, uninstall
 from ._planner import DefaultLoadPlanner, DefaultSavePlanner
 from ._quantized import QuantizedHuggingFaceStorageReader
 from ._reader import HuggingFaceStorageReader
+from ._save import Save, save
 from ._writer import HuggingFaceStorageWriter
 
 __all__ = [
@@ -23,11 +24,13 @@ __all__ = [
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
     "QuantizedHuggingFaceStorageReader",
+    "Save",
     "consolidate_safetensors_files",
     "consolidate_safetensors_files_on_every_rank",
     "install",
     "uninstall",
     "load_file",
     "safe_open",
+    "save",
     "save_file",
 ]

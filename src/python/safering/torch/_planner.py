@@ -62,10 +62,11 @@ class DefaultSavePlanner(_TorchSavePlanner):
         if self.dedup_save_to_lowest_rank or any(d is None or d.properties.dtype not in CODES for d in data):
             return super()._create_global_plan(all_plans)
         native = [_native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(all_plans)]
-        kept = _native.plan_globally(native)
+        # A plan that is alone may have shards of tensors whose others nobody knows here.
+        kept = _native.plan_globally(native) if len(native) > 1 else [None]
         with no_collection():
             plans = [
-                plan if len(positions) == len(plan.items)
+                plan if positions is None
                 else dataclasses.replace(plan, items=[plan.items[i] for i in positions])
                 for plan, positions in zip(all_plans, kept)
             ]
