@@ -1,5 +1,6 @@
 #include "python/bindings.hpp"
 
+#include <safering/planner.hpp>
 #include <safering/storage_reader.hpp>
 
 namespace safering::python {
@@ -53,6 +54,34 @@ class Reader {
         return py::make_tuple(files, tensors);
     }
 
+    // As read_metadata, without telling what is there.
+    void open() {
+        const py::gil_scoped_release release;
+        metadata_ = value_or_throw(reader_.read_metadata());
+    }
+
+    std::size_t size() const { return metadata_.tensors.size(); }
+
+    // (dtype or -1, size) of each tensor; the size only where it is another than expected.
+    py::tuple stored(const py::list& fqns, const py::list& sizes) const {
+        check_columns(py::len(fqns), {sizes});
+        py::list codes, others;
+        for (std::size_t i = 0; i < py::len(fqns); ++i) {
+            const auto found = metadata_.tensors.find(to_text(fqns[i]));
+            if (found == metadata_.tensors.end()) {
+                codes.append(-1);
+                others.append(py::none());
+                continue;
+            }
+            codes.append(static_cast<int>(found->second.dtype));
+            if (found->second.size == to_shape(sizes[i]))
+                others.append(py::none());
+            else
+                others.append(to_tuple(found->second.size));
+        }
+        return py::make_tuple(codes, others);
+    }
+
     // {file name: {key: value}}
     py::dict file_metadata() const {
         py::dict out;
@@ -88,6 +117,29 @@ class Reader {
         plan_ = std::move(plan);
         planner_.emplace(std::move(planner));
         running_ = reader_.async_read_data(plan_, *planner_);
+    }
+
+    // Boxes of tensors, each of the stored dtype, from all the chunks that they are in.
+    void start_boxes(const py::list& fqns, const py::list& offsets, const py::list& sizes,
+                     const TensorColumns& tensors) {
+        if (running_.valid())
+            throw py::value_error("a load is under way: wait for it first");
+        std::vector<LocalDestination> destinations(py::len(fqns));
+        check_columns(destinations.size(), {offsets, sizes, tensors.addresses});
+        std::vector<MutableTensorView> views = tensors.views<MutableTensorView>();
+        for (std::size_t i = 0; i < destinations.size(); ++i) {
+            destinations[i].fqn = to_text(fqns[i]);
+            destinations[i].data = std::move(views[i]);
+            if (offsets[i].is_none())
+                continue;
+            destinations[i].offsets = to_shape(offsets[i]);
+            destinations[i].size = to_shape(sizes[i]);
+        }
+        const py::gil_scoped_release release;
+        count_->done = 0;
+        boxes_.emplace(std::move(destinations));
+        plan_ = value_or_throw(boxes_->create_local_plan(metadata_));
+        running_ = reader_.async_read_data(plan_, *boxes_);
     }
 
     py::dict wait(const py::object& progress) {
@@ -135,6 +187,7 @@ class Reader {
     Metadata metadata_;
     LoadPlan plan_;
     std::optional<DestinationPlanner> planner_;
+    std::optional<DefaultLoadPlanner> boxes_;
     HuggingFaceStorageReader reader_;
     std::future<LoadReport> running_;
 };
@@ -146,6 +199,11 @@ void bind_reader(py::module_& module) {
         .def(py::init<std::string, std::shared_ptr<Reactor>, const std::string&, bool>(),
              py::arg("path"), py::arg("reactor"), py::arg("verification"), py::arg("strict"))
         .def("read_metadata", &Reader::read_metadata)
+        .def("open", &Reader::open)
+        .def("__len__", &Reader::size)
+        .def("stored", &Reader::stored, py::arg("fqns"), py::arg("sizes"))
+        .def("start_boxes", &Reader::start_boxes, py::arg("fqns"), py::arg("offsets"),
+             py::arg("sizes"), py::arg("tensors"))
         .def("file_metadata", &Reader::file_metadata)
         .def("start", &Reader::start, py::arg("fqns"), py::arg("chunk_offsets"),
              py::arg("chunk_hints"), py::arg("storage_offsets"), py::arg("lengths"),

@@ -117,6 +117,19 @@ class Reader:
     ) -> tuple[list[str], list[tuple[str, int, tuple[int, ...], list[tuple[tuple[int, ...], tuple[int, ...], int]]]]]:
         """Files, and (fqn, dtype, size, [(offsets, sizes, position of the file), ...]) of each tensor."""
 
+    def open(self) -> None:
+        """As read_metadata, which tells what is there."""
+
+    def __len__(self) -> int:
+        """Tensors of a checkpoint that is open."""
+
+    def stored(self, fqns: list[str], sizes: _Shapes) -> tuple[list[int], list[tuple[int, ...] | None]]:
+        """Of an open checkpoint: the dtype of each, -1 where it lacks the tensor, and the size where it is another."""
+
+    def start_boxes(self, fqns: list[str], offsets: _Shapes, sizes: _Shapes, tensors: TensorColumns) -> None:
+        """Loads boxes of tensors (sizes) from an open checkpoint, whatever its chunks; offsets of None: whole tensors.
+        `tensors` are of the stored dtypes."""
+
     def file_metadata(self) -> dict[str, dict[str, str]]:
         """`__metadata__` by file name; after read_metadata."""
 

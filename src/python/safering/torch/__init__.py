@@ -12,6 +12,7 @@ import safetensors.torch  # noqa: F401
 from ._consolidate import consolidate_safetensors_files, consolidate_safetensors_files_on_every_rank
 from ._files import load_file, safe_open, save_file
 from ._install import install, uninstall
+from ._load import load
 from ._planner import DefaultLoadPlanner, DefaultSavePlanner
 from ._quantized import QuantizedHuggingFaceStorageReader
 from ._reader import HuggingFaceStorageReader
@@ -29,6 +30,7 @@ __all__ = [
     "consolidate_safetensors_files_on_every_rank",
     "install",
     "uninstall",
+    "load",
     "load_file",
     "safe_open",
     "save",

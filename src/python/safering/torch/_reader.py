@@ -147,7 +147,7 @@ class HuggingFaceStorageReader(_TorchReader):
         infos = [self.storage_data[item.storage_index] for item in items]
         direct, copied = [], []
         for position, (target, info) in enumerate(zip(targets, infos)):
-            fits = target.dtype == info.dtype and is_plain(target) and not _overlaps(target)
+            fits = target.dtype == info.dtype and is_plain(target) and not overlaps(target)
             (direct if fits else copied).append(position)
         if direct or not copied:
             self._read([items[i] for i in direct], [targets[i] for i in direct], report)
@@ -159,10 +159,19 @@ class HuggingFaceStorageReader(_TorchReader):
             synchronize({targets[i].device for i in window})
 
     def _open(self) -> tuple[list[str], list[tuple]]:
-        self._native = _native.Reader(
+        self._native = self._make_native()
+        return self._native.read_metadata()
+
+    def _open_native(self) -> _native.Reader:
+        """As read_metadata, for who asks native code what is there."""
+        self._native = self._make_native()
+        self._native.open()
+        return self._native
+
+    def _make_native(self) -> _native.Reader:
+        return _native.Reader(
             os.fspath(self.path), _runtime.reactor(self.backend, self.buffer_memory), self.verification, self.strict
         )
-        return self._native.read_metadata()
 
     def _read(self, items: list[ReadItem], tensors: list[torch.Tensor], report: dict[str, Any]) -> None:
         sources = [item.storage_index for item in items]
@@ -179,12 +188,16 @@ class HuggingFaceStorageReader(_TorchReader):
         self._native.start(
             [source.fqn for source in sources], places, [source.index for source in sources], offsets, lengths, table
         )
+        self._wait(report)
+
+    def _wait(self, report: dict[str, Any]) -> None:
+        """For what native code was told to read; its sums of bytes go into `report`."""
         done = self._native.wait(self.progress)
         for key, value in done.items():
             report[key] = report.get(key, 0) + value if key.endswith("_bytes") and key != "buffer_bytes" else value
 
 
-def _overlaps(tensor: torch.Tensor) -> bool:
+def overlaps(tensor: torch.Tensor) -> bool:
     """Whether two elements share memory, as those of an expanded tensor do; copy_ refuses such a target."""
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride()))
 

@@ -28,6 +28,7 @@ from .. import _native
 from ._metadata import RankPlan, SavedMetadata
 from ._plans import WriteResults
 from ._planner import DefaultSavePlanner
+from ._short_way import all_agree, is_exactly
 from ._state import LocalState
 from ._writer import HuggingFaceStorageWriter, check_target
 
@@ -51,7 +52,7 @@ def save(
 
     With `safering.torch.HuggingFaceStorageWriter` and a default planner (none, torch's or safering's, without plan
     caching and without `dedup_save_to_lowest_rank`) ranks exchange a few bytes for each tensor instead of objects;
-    what is on the disk is the same. Of a planner that is given only `state_dict`, `mappings`, `is_coordinator` and, on
+    what is on the disk is the same. If one rank has another writer or planner, all go DCP's way. Of a planner that is given only `state_dict`, `mappings`, `is_coordinator` and, on
     the coordinator, `metadata` are set. Everything else goes to torch's function as it is.
 
     `Save` has its phases one by one.
@@ -61,7 +62,8 @@ def save(
             no tensors or of a dtype that the format lacks, before anything is written; safering.Error for the rest.
             With `use_collectives=False` the failure itself.
     """
-    if not _is_ours(storage_writer, planner):
+    short = _is_short(storage_writer, planner)
+    if not (all_agree(short, process_group, no_dist) if use_collectives else short):
         return _torch_save(
             state_dict,
             checkpoint_id=checkpoint_id,
@@ -101,13 +103,10 @@ _PLANNER_STEPS = frozenset(
 )
 
 
-def _is_ours(writer: StorageWriter | None, planner: SavePlanner | None) -> bool:
-    """Whether no step of the writer or planner is another's: of a class derived from it, or set on the object."""
-    if type(writer) is not HuggingFaceStorageWriter or not _WRITER_STEPS.isdisjoint(vars(writer)):
-        return False
-    return planner is None or (
-        type(planner) in (DefaultSavePlanner, _TorchSavePlanner)
-        and _PLANNER_STEPS.isdisjoint(vars(planner))
+def _is_short(writer: StorageWriter | None, planner: SavePlanner | None) -> bool:
+    return is_exactly(writer, (HuggingFaceStorageWriter,), _WRITER_STEPS) and (
+        planner is None
+        or is_exactly(planner, (DefaultSavePlanner, _TorchSavePlanner), _PLANNER_STEPS)
         and not planner._enable_plan_caching
         and not planner.dedup_save_to_lowest_rank
     )
