@@ -13,7 +13,6 @@ from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner as _
 from torch.distributed.checkpoint.logger import _dcp_method_logger
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as _torch_load
-from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.distributed.checkpoint.utils import _api_bc_check, _DistWrapper
 from torch.distributed.tensor import DTensor
@@ -23,7 +22,7 @@ from ._plans import no_collection
 from ._planner import DefaultLoadPlanner
 from ._reader import HuggingFaceStorageReader, overlaps
 from ._short_way import all_agree, is_exactly
-from ._state import PLAIN, flatten
+from ._state import PLAIN, flatten, is_stateful
 from ._tensors import WINDOW_BYTES, all_plain, columns, empty_plain, is_plain, synchronize
 
 __all__ = ["load"]
@@ -72,13 +71,13 @@ def load(
         storage_reader.reset(checkpoint_id)
     # All ranks in one order: what state_dict() does may be collective.
     found = {
-        key: value.state_dict() if isinstance(value, Stateful) else value
+        key: value.state_dict() if is_stateful(value) else value
         for key, value in ((key, state_dict[key]) for key in sorted(state_dict))
     }
     loading = _Load(found, storage_reader, planner, _DistWrapper(process_group, not no_dist, 0))
     loading.run()
     for key, value in found.items():
-        if isinstance(state_dict[key], Stateful):
+        if is_stateful(state_dict[key]):
             state_dict[key].load_state_dict(value)
         else:
             state_dict[key] = value

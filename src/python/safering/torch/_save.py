@@ -20,7 +20,6 @@ from torch.distributed.checkpoint.logger import _dcp_method_logger
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlanner
 from torch.distributed.checkpoint.state_dict_saver import save as _torch_save
-from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.storage import StorageWriter
 from torch.distributed.checkpoint.utils import _api_bc_check, _DistWrapper
 
@@ -29,7 +28,7 @@ from ._metadata import RankPlan, SavedMetadata
 from ._plans import WriteResults
 from ._planner import DefaultSavePlanner
 from ._short_way import all_agree, is_exactly
-from ._state import LocalState
+from ._state import LocalState, is_stateful
 from ._writer import HuggingFaceStorageWriter, check_target
 
 __all__ = ["Save", "save"]
@@ -83,7 +82,7 @@ def save(
     if checkpoint_id is not None:
         storage_writer.reset(checkpoint_id)
     saving = Save(
-        {key: value.state_dict() if isinstance(value, Stateful) else value for key, value in state_dict.items()},
+        {key: value.state_dict() if is_stateful(value) else value for key, value in state_dict.items()},
         storage_writer,
         planner=planner,
         process_group=process_group,

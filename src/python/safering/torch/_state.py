@@ -13,6 +13,7 @@ from torch.distributed.checkpoint._sharded_tensor_utils import _flatten_sharded_
 from torch.distributed.checkpoint.default_planner import create_default_local_save_plan
 from torch.distributed.checkpoint.metadata import TensorProperties
 from torch.distributed.checkpoint.planner import WriteItemType
+from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.checkpoint.utils import find_state_dict_object
 from torch.distributed.tensor import DTensor
 
@@ -25,6 +26,11 @@ _TENSORS = frozenset((*PLAIN, DTensor))
 
 #: Of a tensor that is a whole one.
 _WHOLE = (None, None)
+
+
+def is_stateful(value: Any) -> bool:
+    """To ask a tensor takes 12 us: Stateful is a protocol, and its methods are looked for in every class."""
+    return type(value) not in _TENSORS and isinstance(value, Stateful)
 
 
 def flatten(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tuple]]:
