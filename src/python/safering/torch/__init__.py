@@ -3,7 +3,8 @@
     from safering.torch import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 and nothing else changes. `install()` puts them in place of torch's, for code that imports those itself.
-`save_file`, `load_file` and `safe_open` take the place of `safetensors.torch`'s.
+`save` and `load` are dcp.save and dcp.load for state dicts of very many tensors.
+`save_file`, `load_file`, `safe_open`, `save_model` and `load_model` take the place of `safetensors.torch`'s.
 """
 
 # Clients use safetensors.torch without importing it, relying on torch's module having done so.
@@ -13,6 +14,7 @@ from ._consolidate import consolidate_safetensors_files, consolidate_safetensors
 from ._files import load_file, safe_open, save_file
 from ._install import install, uninstall
 from ._load import load
+from ._model import load_model, save_model
 from ._planner import DefaultLoadPlanner, DefaultSavePlanner
 from ._quantized import QuantizedHuggingFaceStorageReader
 from ._reader import HuggingFaceStorageReader
@@ -32,7 +34,9 @@ __all__ = [
     "uninstall",
     "load",
     "load_file",
+    "load_model",
     "safe_open",
     "save",
     "save_file",
+    "save_model",
 ]
