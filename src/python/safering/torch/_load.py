@@ -70,10 +70,11 @@ def load(
     if checkpoint_id is not None:
         storage_reader.reset(checkpoint_id)
     # All ranks in one order: what state_dict() does may be collective.
-    found = {
-        key: value.state_dict() if is_stateful(value) else value
-        for key, value in ((key, state_dict[key]) for key in sorted(state_dict))
-    }
+    with no_collection():
+        found = {
+            key: value.state_dict() if is_stateful(value) else value
+            for key, value in ((key, state_dict[key]) for key in sorted(state_dict))
+        }
     loading = _Load(found, storage_reader, planner, _DistWrapper(process_group, not no_dist, 0))
     loading.run()
     for key, value in found.items():

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.utils import _api_bc_check, _DistWrapper
 
 from .. import _native
 from ._metadata import RankPlan, SavedMetadata
-from ._plans import WriteResults
+from ._plans import WriteResults, no_collection
 from ._planner import DefaultSavePlanner
 from ._short_way import all_agree, is_exactly
 from ._state import LocalState, is_stateful
@@ -81,8 +81,10 @@ def save(
         )
     if checkpoint_id is not None:
         storage_writer.reset(checkpoint_id)
+    with no_collection():
+        entries = {key: value.state_dict() if is_stateful(value) else value for key, value in state_dict.items()}
     saving = Save(
-        {key: value.state_dict() if is_stateful(value) else value for key, value in state_dict.items()},
+        entries,
         storage_writer,
         planner=planner,
         process_group=process_group,
@@ -202,6 +204,7 @@ class Save:
         self._group.barrier()
         return metadata
 
+    @no_collection()
     def _plan_local(self) -> RankPlan:
         writer, planner, group = self._writer, self._planner, self._group
         flat = planner is None or planner.flatten_state_dict
@@ -218,6 +221,7 @@ class Save:
         absent = list(local.entries.keys() - set(local.names)) if len(local.names) < len(local.entries) else []
         return RankPlan(self._plan, local.kinds.tobytes(), local.properties, absent, local.paths if flat else None)
 
+    @no_collection()
     def _plan_global(self, plans: list[RankPlan]) -> list[_Part]:
         # A plan that is alone may have shards of tensors whose others nobody knows here.
         kept = _native.plan_globally([plan.plan for plan in plans]) if len(plans) > 1 else [None]

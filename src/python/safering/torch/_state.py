@@ -19,7 +19,6 @@ from torch.distributed.tensor import DTensor
 
 from .. import _native
 from ._dtypes import CODES, F4, stored_shape
-from ._plans import no_collection
 
 PLAIN = (torch.Tensor, torch.nn.Parameter)
 _TENSORS = frozenset((*PLAIN, DTensor))
@@ -70,7 +69,7 @@ def flatten(state_dict: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, tu
 
 class LocalState:
     """This rank's part of a state dict, by column, in the order of the dict: what DefaultSavePlanner would make
-    WriteItems of.
+    WriteItems of. Of many tensors, best made under no_collection.
 
     Args:
         state_dict: nested, of tensors, DTensors and ShardedTensors.
@@ -96,9 +95,8 @@ class LocalState:
         #: Positions in `properties`.
         self.kinds = array("H")
         self.properties: list[TensorProperties] = []
-        with no_collection():
-            self._look(state_dict, flatten_state_dict, flatten_sharded_tensors)
-            codes = [CODES.get(tensor.dtype, -1) for tensor in self.tensors]
+        self._look(state_dict, flatten_state_dict, flatten_sharded_tensors)
+        codes = [CODES.get(tensor.dtype, -1) for tensor in self.tensors]
         refuse(
             self._objects,
             [f"{self.names[i]} ({self.tensors[i].dtype})" for i, code in enumerate(codes) if code < 0],
