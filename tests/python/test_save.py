@@ -85,6 +85,8 @@ def sharded_state() -> dict:
     rank = dist.get_rank()
     state = {f"t{i}": place(numbers(1 + i, 6, start=i), mesh, [PLACEMENTS[i % 3]]) for i in range(9)}
     rows = [LocalShard.from_tensor_and_offsets(numbers(2, 3, start=b), [b, 0], rank) for b in (4 * rank, 4 * rank + 2)]
+    learnt = [torch.nn.Parameter(place(numbers(4, 2), mesh, [Shard(0)])) for _ in range(2)]
+    state |= {f"learnt{i}": tensor for i, tensor in enumerate(learnt)}
     return state | {"plain": numbers(7), "scalar": torch.tensor(0.5), "rows": init_from_local_shards(rows, 8, 3)}
 
 
@@ -108,8 +110,20 @@ def test_ranks_make_what_they_make_with_dcp(tmp_path):
     for layout in ("full", "consolidated"):
         assert contents(tmp_path / "own" / layout) == contents(tmp_path / "dcp" / layout)
     whole = load_full(tmp_path / "own" / "full")
-    assert len(whole) == 12
+    assert len(whole) == 14
     assert_same(load(tmp_path / "own" / "sharded", whole), whole)
+
+
+def save_nothing(path) -> None:
+    """The one rank has nothing, then both."""
+    st.save({} if dist.get_rank() else {"a": numbers(3)}, storage_writer=writer(path / "one"))
+    assert st.save({}, storage_writer=writer(path / "none")).state_dict_metadata == {}
+
+
+def test_ranks_with_nothing_to_save(tmp_path):
+    run(2, save_nothing, tmp_path)
+    assert_same(load_full(tmp_path / "one"), {"a": numbers(3)})
+    assert load_full(tmp_path / "none") == {}
 
 
 def save_alone(path, layout: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
 from collections.abc import Mapping
 from typing import Any
@@ -133,29 +134,30 @@ class LocalState:
         boxes: dict[tuple, tuple[torch.Size, torch.Size] | None] = {}
         for name, value in entries.items():
             if type(value) in PLAIN:
-                self._add(name, value, _WHOLE)
+                self._add(name, value, _WHOLE, value.requires_grad)
             elif type(value) is DTensor and type(value._local_tensor) in PLAIN:
                 spec = value._spec
                 key = (id(spec.mesh), spec.placements, spec.tensor_meta.shape)
                 if key not in boxes:
                     boxes[key] = self._add_items(name, value)
                 elif (box := boxes[key]) is not None:
-                    self._add(name, value._local_tensor, box)
+                    self._add(name, value._local_tensor, box, value.requires_grad)
                 else:
                     self._add_items(name, value)
             else:
                 self._add_items(name, value)
 
-    def _add(self, name: str, tensor: torch.Tensor, box: tuple) -> None:
+    def _add(self, name: str, tensor: torch.Tensor, box: tuple, requires_grad: bool) -> None:
         self.names.append(name)
         self.tensors.append(tensor)
         self.offsets.append(box[0])
         self.sizes.append(box[1])
-        key = (tensor.dtype, tensor.layout, tensor.requires_grad, self._pins and tensor.is_pinned())
+        key = (tensor.dtype, tensor.layout, requires_grad, self._pins and tensor.is_pinned())
         kind = self._known.get(key)
         if kind is None:
             kind = self._known[key] = len(self.properties)
-            self.properties.append(TensorProperties.create_from_tensor(tensor))
+            properties = TensorProperties.create_from_tensor(tensor)
+            self.properties.append(dataclasses.replace(properties, requires_grad=requires_grad))
         self.kinds.append(kind)
 
     def _add_items(self, name: str, value: Any) -> tuple[torch.Size, torch.Size] | None:
@@ -171,7 +173,7 @@ class LocalState:
                 raise ValueError(
                     f"{name!r}: the local tensor is {tuple(tensor.shape)}, its place {tuple(data.chunk.sizes)}"
                 )
-            self._add(name, tensor, (data.chunk.offsets, data.size))
+            self._add(name, tensor, (data.chunk.offsets, data.size), tensor.requires_grad)
         if len(items) != 1 or items[0].type is WriteItemType.BYTE_IO:
             return None
         return items[0].tensor_data.chunk.offsets, items[0].tensor_data.size
