@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <boost/container/flat_map.hpp>
+#include <boost/container/small_vector.hpp>
 
 #include <safering/byte_range.hpp>
 #include <safering/tensor.hpp>
@@ -296,7 +297,7 @@ SAFERING_API std::vector<std::byte> to_bytes(const Metadata& metadata);
 /// Errors: plan_bad_bytes, with the offset, also where lists that should be parallel are not, the
 /// index of a file has no file, a shape has more than 64 dimensions or chunk_bytes is no power of
 /// two of at least 4096. Never reads beyond the bytes, and needs memory in proportion to them: at
-/// worst about 300 bytes for each of theirs (an item of three bytes becomes a WriteItem of 208, in
+/// worst about 200 bytes for each of theirs (an item of three bytes becomes a WriteItem of 136, in
 /// a vector that doubles, with a copy of a name of up to 256 that it repeats by number).
 SAFERING_API Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes);
 /// `items`: how many the plan has that it belongs to, for a carrier that sends items its own way.
