@@ -12,7 +12,7 @@ from safetensors_files import Tensor, read_directory, write_file, write_indexed,
 
 import tap
 
-SUBCOMMANDS = ["probe", "inspect", "verify", "list", "prune", "recover", "convert", "bench"]
+SUBCOMMANDS = ["probe", "inspect", "verify", "diff", "list", "prune", "recover", "convert", "bench"]
 
 
 class Usage(CommandTest):
@@ -26,7 +26,7 @@ class Usage(CommandTest):
     def test_wrong_use_is_2(self):
         wrong = [
             [], ["frobnicate"], ["--frobnicate"], ["inspect"], ["verify"], ["convert", "only-source"],
-            ["list"], ["prune"], ["prune", "a"], ["prune", "a", "--keep-last", "0"], ["prune", "a", "--keep-last", "-1"],
+            ["diff", "a"], ["diff", "a", "b", "c"], ["list"], ["prune"], ["prune", "a"], ["prune", "a", "--keep-last", "0"], ["prune", "a", "--keep-last", "-1"],
             ["prune", "a", "--keep-last", "1", "--keep-every", "0"], ["recover"], ["recover", "a", "b"],
             ["bench"], ["probe", "a", "b"], ["inspect", "a", "--frobnicate"],
             ["verify", "a", "--backend", "magic"],

@@ -39,6 +39,7 @@ using Action = std::function<ExitCode()>;
 void add_probe(CLI::App& app, CommonOptions& common, Action& action);
 void add_inspect(CLI::App& app, CommonOptions& common, Action& action);
 void add_verify(CLI::App& app, CommonOptions& common, Action& action);
+void add_diff(CLI::App& app, CommonOptions& common, Action& action);
 void add_list(CLI::App& app, CommonOptions& common, Action& action);
 void add_prune(CLI::App& app, CommonOptions& common, Action& action);
 void add_recover(CLI::App& app, CommonOptions& common, Action& action);

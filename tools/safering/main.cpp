@@ -79,6 +79,7 @@ int main(int argc, char** argv) {
     add_probe(app, common, action);
     add_inspect(app, common, action);
     add_verify(app, common, action);
+    add_diff(app, common, action);
     add_list(app, common, action);
     add_prune(app, common, action);
     add_recover(app, common, action);
