@@ -12,7 +12,7 @@ from safetensors_files import Tensor, read_directory, write_file, write_indexed,
 
 import tap
 
-SUBCOMMANDS = ["probe", "inspect", "verify", "diff", "list", "prune", "recover", "convert", "bench"]
+SUBCOMMANDS = ["probe", "inspect", "verify", "diff", "list", "prune", "recover", "convert", "bench", "completion", "man"]
 
 
 class Usage(CommandTest):
@@ -28,7 +28,7 @@ class Usage(CommandTest):
             [], ["frobnicate"], ["--frobnicate"], ["inspect"], ["verify"], ["convert", "only-source"],
             ["diff", "a"], ["diff", "a", "b", "c"], ["list"], ["prune"], ["prune", "a"], ["prune", "a", "--keep-last", "0"], ["prune", "a", "--keep-last", "-1"],
             ["prune", "a", "--keep-last", "1", "--keep-every", "0"], ["recover"], ["recover", "a", "b"],
-            ["bench"], ["probe", "a", "b"], ["inspect", "a", "--frobnicate"],
+            ["completion"], ["completion", "tcsh"], ["man", "a"], ["bench"], ["probe", "a", "b"], ["inspect", "a", "--frobnicate"],
             ["verify", "a", "--backend", "magic"],
             ["convert", "a", "b", "--files", "0"], ["convert", "a", "b", "--files", "many"],
             ["convert", "a", "b", "--files", "2", "--max-file-size", "5GB"],
@@ -52,7 +52,7 @@ class Usage(CommandTest):
 class Probe(CommandTest):
     def test_text(self):
         text = self.good("probe", self.directory)
-        for word in ["backend", "file system", "O_DIRECT", "fallocate", "huge pages"]:
+        for word in ["backend", "file system", "O_DIRECT", "fallocate", "huge pages", "limits", "advice"]:
             self.assertIn(word, text)
 
     def test_json(self):
@@ -63,6 +63,14 @@ class Probe(CommandTest):
         for field in ["memory_alignment", "offset_alignment"]:
             self.assertGreater(report["file_system"][field], 0)
         self.assertIn(report["huge_pages"]["granted"], [True, False])
+        self.assertIsInstance(report["advice"], list)
+
+    def test_advice_says_what_to_type(self):
+        result = subprocess.run(["bash", "-c", 'ulimit -n 64 -l 64 && exec "$0" probe "$1"', COMMAND, self.directory],
+                                capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 0, result)
+        self.assertRegex(result.stdout, r"advice +64 files may be open .*ulimit -n 4096\n")
+        self.assertRegex(result.stdout, r"advice +memory that may be locked is 64.0 KiB.*ulimit -l 8192")
 
     def test_threads_are_always_there(self):
         report = self.good_json("probe", self.directory, "--backend", "threads")

@@ -85,6 +85,8 @@ int main(int argc, char** argv) {
     add_recover(app, common, action);
     add_convert(app, common, action);
     add_bench(app, common, action);
+    add_completion(app, common, action);
+    add_man(app, common, action);
 
     try {
         app.parse(argc, argv);
