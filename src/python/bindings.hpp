@@ -29,6 +29,7 @@ void bind_save_plan(py::module_& module);
 void bind_writer(py::module_& module);
 void bind_reader(py::module_& module);
 void bind_files(py::module_& module);
+void bind_retention(py::module_& module);
 void bind_staging(py::module_& module);
 void bind_stored_file(py::module_& module);
 

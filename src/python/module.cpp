@@ -46,6 +46,7 @@ PYBIND11_MODULE(_native, module) {
     bind_writer(module);
     bind_reader(module);
     bind_files(module);
+    bind_retention(module);
     bind_staging(module);
     bind_stored_file(module);
 }

@@ -200,6 +200,27 @@ class Conversion:
     def abort(self) -> None:
         """Removes the attempt."""
 
+def list_checkpoints(directory: str | bytes, reactor: Reactor) -> list[dict[str, Any]]:
+    """The fields of StepCheckpoint."""
+
+def latest(directory: str | bytes, prefix: str | bytes, reactor: Reactor) -> dict[str, Any] | None:
+    """The fields of StepCheckpoint."""
+
+def set_latest(checkpoint: str | bytes, reactor: Reactor) -> None: ...
+def prune(
+    directory: str | bytes,
+    keep_last: int,
+    keep_every: int,
+    prefix: str | bytes,
+    with_others: bool,
+    dry_run: bool,
+    reactor: Reactor,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """What was removed, and what went wrong."""
+
+def recover(path: str | bytes, all_attempts: bool, reactor: Reactor) -> dict[str, Any]:
+    """switch_finished, removed, left, failures."""
+
 class StagingBuffer(Buffer):
     """Memory of `size` bytes, which goes back to a pool with its last user."""
 
