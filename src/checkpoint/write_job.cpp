@@ -3,44 +3,20 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <ctime>
 #include <future>
 
 #include <boost/asio/post.hpp>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "checkpoint/attempt.hpp"
+#include "checkpoint/check_source.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/planned_box.hpp"
+#include "io/staging_pool.hpp"
 
 namespace safering::checkpoint {
-
-namespace {
-
-Result<void> check_source(const SavePlan& plan, std::size_t item, const TensorView& source) {
-    const WriteItem& planned = plan.items[item];
-    const auto bad = [&](std::string detail) {
-        Error error{.code = Errc::plan_shape_mismatch,
-                    .operation = fmt::format("write data of rank {}", plan.rank),
-                    .tensor = planned.fqn,
-                    .detail = std::move(detail)};
-        return std::unexpected(std::move(error));
-    };
-    if (source.dtype != planned.dtype)
-        return bad(
-            fmt::format("planned as {}, the data is {}", name(planned.dtype), name(source.dtype)));
-    if (source.shape != planned.chunk.sizes)
-        return bad(fmt::format("planned as [{}], the data is [{}]",
-                               fmt::join(planned.chunk.sizes, ","), fmt::join(source.shape, ",")));
-    if (!source.strides.empty() && source.strides.size() != source.shape.size())
-        return bad("strides and shape differ in rank");
-    if (source.data == nullptr && std::ranges::find(source.shape, 0u) == source.shape.end())
-        return bad("the data is a null pointer");
-    return {};
-}
-
-} // namespace
 
 Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, const SavePlan& plan,
                                                  SavePlanner& planner, WriteJobOptions options) {
@@ -71,7 +47,8 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, const SavePla
 WriteJob::WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions options)
     : CellPipeline(reactor, Opcode::write, std::move(options.progress), options.stop),
       directory_(storage.directory), chunk_bytes_(storage.chunk_bytes), digests_(options.digests),
-      planned_(storage.files), spans_(storage.files.size()), stop_(std::move(options.stop)) {
+      planned_(storage.files), spans_(storage.files.size()), stop_(std::move(options.stop)),
+      throttle_(std::move(options.throttle)) {
     if (storage.exchange)
         cells_ = storage.exchange->cells;
 }
@@ -80,7 +57,7 @@ WriteJob::WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions
 Result<void> WriteJob::add_item(const SavePlan& plan, std::size_t index, TensorView source) {
     const WriteItem& item = plan.items[index];
     const ItemPlacement& placement = plan.storage->placements[index];
-    if (auto checked = check_source(plan, index, source); !checked)
+    if (auto checked = check_source(plan.rank, item, source); !checked)
         return std::unexpected(std::move(checked.error()));
     if (placement.file >= planned_.size())
         return safering::fail(Errc::plan_bad_bytes, "write data", "placement names no file");
@@ -359,9 +336,62 @@ std::uint64_t WriteJob::tensor_begin_of(std::uint32_t item) const {
                             : items_[item].tensor_begin;
 }
 
+std::chrono::nanoseconds WriteJob::pause() {
+    if (!throttle_ || !throttle_->limited())
+        return {};
+    timespec ran{};
+    (void)::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran); // fails for no clock that exists
+    return throttle_->wait(std::chrono::steady_clock::now().time_since_epoch(),
+                           std::chrono::seconds(ran.tv_sec) +
+                               std::chrono::nanoseconds(ran.tv_nsec));
+}
+
+std::uint64_t& WriteJob::digest_place(const plan::Segment& segment) {
+    return results_.items[segment.item]
+        .digests[segment.range.begin / chunk_bytes_ - items_[segment.item].first_cell];
+}
+
+// Where the cell lies in staging memory as it does in the file, it is written from there.
+bool WriteJob::load_staged(Cell& cell) {
+    if (cell.request->gaps)
+        return false;
+    const std::byte* image = nullptr;
+    const auto segments = files_[cell.file].plan.segments_of(*cell.request);
+    for (const plan::Segment& segment : segments) {
+        if (is_foreign(segment.item) || !items_[segment.item].copy.memory_contiguous())
+            return false;
+        const Item& item = items_[segment.item];
+        const std::uint64_t begin = item.tensor_begin + item.copy.file_box().hull().begin;
+        const std::byte* lies = item.source + (segment.range.begin - begin);
+        if (image == nullptr)
+            image = lies - (segment.range.begin - cell.image_begin);
+        if (lies != image + (segment.range.begin - cell.image_begin))
+            return false;
+    }
+    const ByteRange range = cell.request->range;
+    const std::byte* first = image + (range.begin - cell.image_begin);
+    if (reinterpret_cast<std::uintptr_t>(image) % block_bytes != 0 ||
+        !io::StagingPool::of_process().holds(first, range.size()))
+        return false;
+    cell.image = const_cast<std::byte*>(image); // a write reads it only
+    cell.whole = true;
+    if (digests_)
+        for (const plan::Segment& segment : segments)
+            digest_place(segment) =
+                plan::digest_of({image + (segment.range.begin - cell.image_begin),
+                                 static_cast<std::size_t>(segment.range.size())});
+    return true;
+}
+
 Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading) {
     Cell& cell = *loading;
     cell.image_begin = round_down(cell.request->range.begin, block_bytes);
+    if (throttle_)
+        throttle_->add_bytes(cell.request->range.size());
+    if (load_staged(cell)) {
+        end_loading(cell);
+        return Loaded::now;
+    }
     plan::Digest digest;
     std::vector<WriteExchange::Wanted> wanted;
     std::uint64_t bytes = 0;
@@ -383,8 +413,7 @@ Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading
             {segment.range.begin - item.tensor_begin, segment.range.end - item.tensor_begin},
             digests_ ? &digest : nullptr);
         if (digests_)
-            results_.items[segment.item]
-                .digests[segment.range.begin / chunk_bytes_ - item.first_cell] = digest.value();
+            digest_place(segment) = digest.value();
     }
     cell.whole = bytes == cell.request->range.size();
     if (wanted.empty()) {

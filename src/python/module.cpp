@@ -46,5 +46,6 @@ PYBIND11_MODULE(_native, module) {
     bind_reader(module);
     bind_files(module);
     bind_staging(module);
+    bind_async_saver(module);
     bind_stored_file(module);
 }

@@ -9,25 +9,32 @@ and nothing else changes. `install()` puts them in place of torch's, for code th
 # Clients use safetensors.torch without importing it, relying on torch's module having done so.
 import safetensors.torch  # noqa: F401
 
+from ._async_saver import AsyncSaver, PendingSave, release_staging_memory, reserve_staging_memory
 from ._consolidate import consolidate_safetensors_files, consolidate_safetensors_files_on_every_rank
 from ._files import load_file, safe_open, save_file
 from ._install import install, uninstall
+from ._limits import SaveLimits
 from ._planner import DefaultLoadPlanner, DefaultSavePlanner
 from ._quantized import QuantizedHuggingFaceStorageReader
 from ._reader import HuggingFaceStorageReader
 from ._writer import HuggingFaceStorageWriter
 
 __all__ = [
+    "AsyncSaver",
     "DefaultLoadPlanner",
     "DefaultSavePlanner",
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
+    "PendingSave",
     "QuantizedHuggingFaceStorageReader",
+    "SaveLimits",
     "consolidate_safetensors_files",
     "consolidate_safetensors_files_on_every_rank",
     "install",
     "uninstall",
     "load_file",
+    "release_staging_memory",
+    "reserve_staging_memory",
     "safe_open",
     "save_file",
 ]

@@ -25,6 +25,7 @@ from torch.futures import Future
 from .. import _native, _runtime
 from .._paths import make_directories, sync_directory
 from ._dtypes import CODES
+from ._limits import SaveLimits
 from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
 from ._tensors import WINDOW_BYTES, columns, is_plain, nbytes, synchronize, to_plain
@@ -65,7 +66,7 @@ def _receive(*fields: Any) -> _Storage:
     return storage
 
 
-def _check_items(items: list[WriteItem]) -> None:
+def check_items(items: list[WriteItem]) -> None:
     """TypeError for what the format cannot hold."""
     objects = [item.index.fqn for item in items if item.type == WriteItemType.BYTE_IO]
     if objects:
@@ -109,6 +110,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             has copied it. The coordinator's counts.
         backend: "automatic" (io_uring where the kernel grants it, else threads), "io_uring" or "threads".
         digests: whether to take XXH3 digests of all data and list them in `safering.manifest.json`.
+        limits: what writing may take from the rest of the process, for `async_save`.
         buffer_memory: bytes of the buffer pool, shared by all writers and readers of this process that give
             the same number. The same on all ranks.
         progress: called with (bytes done, bytes in all) of this rank, about 20 times a second, on the thread
@@ -134,6 +136,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         backend: str = "automatic",
         digests: bool = True,
         exchange: str = "automatic",
+        limits: SaveLimits = SaveLimits(),
         buffer_memory: int = _runtime.BUFFER_MEMORY,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -148,6 +151,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         self.backend = backend
         self.digests = digests
         self.exchange = exchange
+        self.limits = limits
         self.buffer_memory = buffer_memory
         self.progress = progress
         #: How the last save that this process committed went: path, files, tensor_bytes, backend, notes, ...
@@ -174,11 +178,11 @@ class HuggingFaceStorageWriter(_TorchWriter):
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """What `async_save` does before it returns: a copy on the CPU, in memory kept from save to save."""
-        return stage(state_dict)
+        return stage(state_dict, self.fqn_to_index_mapping, self._sharded)
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
-        _check_items(plan.items)
+        check_items(plan.items)
         endpoint = ""
         if not self._sharded and self.exchange != "off":
             endpoint = _runtime.reactor(self.backend, self.buffer_memory).endpoint()
@@ -273,6 +277,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             self.digests,
             alone,
             self.exchange,
+            self.limits.native(),
         )
 
     def _native_writer(self) -> _native.Writer:
