@@ -14,6 +14,7 @@
 #include <thread>
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "checkpoint/rank_messages.hpp"
 #include "checkpoint/shared_reactor.hpp"
@@ -102,6 +103,7 @@ struct AsyncSaver::Impl {
     bool closing = false;
     std::optional<Error> broken; // the ranks have lost each other
     std::thread thread;
+    const pid_t process = ::getpid();
 
     explicit Impl(AsyncSaverOptions given) : options(std::move(given)), reactor(options.reactor) {
         foreground = options.foreground ? options.foreground : std::make_shared<OneRank>();
@@ -113,6 +115,10 @@ struct AsyncSaver::Impl {
         thread = std::thread([this] { work(); });
     }
     ~Impl() {
+        if (::getpid() != process) { // a forked child has no such thread
+            thread.detach();
+            return;
+        }
         {
             const std::lock_guard lock(mutex);
             closing = true;

@@ -2,6 +2,7 @@
 of a byte a second until that is lifted."""
 
 import signal
+import time
 
 import pytest
 import torch
@@ -65,6 +66,18 @@ def test_writes_the_same_bytes_as_a_plain_save(tmp_path):
         expected = (tmp_path / "plain" / name).read_bytes()
         assert (tmp_path / "async" / name).read_bytes() == expected
         assert (tmp_path / "dcp" / name).read_bytes() == expected
+
+
+def test_async_save_keeps_to_limits_until_they_are_lifted(tmp_path):
+    state = {"w": random_bits((3_000_000,))}
+    writer = HuggingFaceStorageWriter(str(tmp_path / "a"), limits=HELD_UP)
+    pending = dcp.async_save(state, storage_writer=writer, no_dist=True)
+    assert not pending.done()
+    while not pending.done():  # the writer's native part may not have been there the first time
+        writer.lift_limits()
+        time.sleep(0.01)
+    pending.result(TIMEOUT)
+    assert_same(load(tmp_path / "a", state), state)
 
 
 def test_async_save_copies_lie_as_the_file_will():

@@ -90,6 +90,9 @@ class Writer:
     def cancel(self) -> None:
         """Ends what was started, and waits for the end."""
 
+    def lift_limits(self) -> None:
+        """Any thread."""
+
     def abort(self) -> None:
         """Removes the attempt."""
 

@@ -180,6 +180,12 @@ class HuggingFaceStorageWriter(_TorchWriter):
         """What `async_save` does before it returns: a copy on the CPU, in memory kept from save to save."""
         return stage(state_dict, self.fqn_to_index_mapping, self._sharded)
 
+    def lift_limits(self) -> None:
+        """What is written now, and by this writer from now on, goes without limits. Any thread."""
+        self.limits = SaveLimits()
+        if (native := self._native) is not None:
+            native.lift_limits()
+
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
         check_items(plan.items)
