@@ -8,7 +8,8 @@
 namespace safering::checkpoint {
 
 CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress, std::stop_token stop)
-    : reactor_(reactor), op_(op), progress_(std::move(progress)), stop_(std::move(stop)) {}
+    : reactor_(reactor), op_(op), progress_(std::move(progress)), stop_(std::move(stop)),
+      timer_(reactor.executor()) {}
 CellPipeline::~CellPipeline() = default;
 
 Result<void> CellPipeline::make_buffers(Reactor& reactor) {
@@ -90,11 +91,24 @@ void CellPipeline::acquire() {
     if (acquiring_ || !more_cells())
         return;
     acquiring_ = true;
+    if (const auto wanted = pause(); wanted > std::chrono::nanoseconds::zero())
+        return acquire_later(wanted);
     reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
         boost::asio::post(self->reactor_.executor(), [self, buffer = std::move(buffer)]() mutable {
             self->acquiring_ = false;
             self->turn(std::move(buffer));
         });
+    });
+}
+
+// In short steps, as the limits may be lifted and a stop may be asked for meanwhile.
+void CellPipeline::acquire_later(std::chrono::nanoseconds pause) {
+    constexpr std::chrono::nanoseconds step = std::chrono::milliseconds(20);
+    timer_.expires_after(std::min(pause, step));
+    timer_.async_wait([self = shared_from_this()](const boost::system::error_code&) {
+        self->acquiring_ = false;
+        self->acquire();
+        self->settle();
     });
 }
 
@@ -112,7 +126,7 @@ void CellPipeline::turn(BufferPool::Buffer buffer) {
         const std::shared_ptr<Cell> cell = std::move(ended_.front());
         ended_.pop_front();
         end_cell(*cell);
-        if (!reactor_.buffers().contended())
+        if (!reactor_.buffers().contended() && pause() == std::chrono::nanoseconds::zero())
             buffer = std::move(cell->buffer);
     }
     if (buffer && more_cells())
@@ -130,6 +144,7 @@ void CellPipeline::load_next(BufferPool::Buffer buffer) {
     cell->file = file_;
     cell->request = &file.plan.requests[file.next++];
     cell->buffer = std::move(buffer);
+    cell->image = cell->buffer.data();
     ++file.in_flight;
     hold();
     auto loaded = load(cell);
@@ -167,7 +182,7 @@ void CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
                                              : transfer.range.end;
         Request request{.op = op_,
                         .file = transfer.direct ? file.direct : file.buffered,
-                        .data = cell->buffer.data() + (transfer.range.begin - cell->image_begin),
+                        .data = cell->image + (transfer.range.begin - cell->image_begin),
                         .length = transfer.range.size(),
                         .offset = transfer.range.begin,
                         .minimum = needed_end - transfer.range.begin};

@@ -12,6 +12,7 @@
 // single thread copies and digests faster than a disk writes (measured: a second thread only costs).
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -19,6 +20,8 @@
 #include <stop_token>
 #include <string>
 #include <vector>
+
+#include <boost/asio/steady_timer.hpp>
 
 #include <safering/reactor.hpp>
 
@@ -48,7 +51,9 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         std::size_t file = 0;
         const plan::CellRequest* request = nullptr;
         BufferPool::Buffer buffer;
-        /// File offset of the buffer's first byte.
+        /// What is transferred: the buffer, or memory of load()'s choice.
+        std::byte* image = nullptr;
+        /// File offset of the image's first byte.
         std::uint64_t image_begin = 0;
         std::vector<plan::Transfer> transfers;
         /// Its segments lie in the image without a gap.
@@ -68,6 +73,8 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         now,
         later, ///< finish_loading() follows, also after a failure
     };
+    /// How long to wait before the next cell.
+    virtual std::chrono::nanoseconds pause() { return {}; }
     /// Sets cell.image_begin and, when the image is loaded, cell.transfers.
     virtual Result<Loaded> load(const std::shared_ptr<Cell>& cell) = 0;
     void finish_loading(const std::shared_ptr<Cell>& cell);
@@ -110,6 +117,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
   private:
     bool more_cells();
     void acquire();
+    void acquire_later(std::chrono::nanoseconds pause);
     void turn(BufferPool::Buffer buffer = {});
     void schedule_turn();
     void load_next(BufferPool::Buffer buffer);
@@ -127,6 +135,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     std::uint64_t done_bytes_ = 0;
     std::deque<std::shared_ptr<Cell>> ended_;
     bool acquiring_ = false;
+    boost::asio::steady_timer timer_;
     bool turn_scheduled_ = false;
     bool cells_started_ = false;
 };

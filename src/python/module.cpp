@@ -48,5 +48,6 @@ PYBIND11_MODULE(_native, module) {
     bind_files(module);
     bind_retention(module);
     bind_staging(module);
+    bind_async_saver(module);
     bind_stored_file(module);
 }

@@ -26,16 +26,6 @@ SavePlan select(const SavePlan& plan, const std::vector<std::uint32_t>& position
     return out;
 }
 
-ExchangeWay to_way(const std::string& text) {
-    for (const ExchangeWay way : {ExchangeWay::automatic, ExchangeWay::off,
-                                  ExchangeWay::process_memory, ExchangeWay::shared_memory})
-        if (text == name(way))
-            return way;
-    throw py::value_error("exchange must be 'automatic', 'off', 'process_memory' or "
-                          "'shared_memory', not '" +
-                          text + "'");
-}
-
 class ViewPlanner final : public SavePlanner {
   public:
     explicit ViewPlanner(std::vector<TensorView> views) : views_(std::move(views)) {}
@@ -53,7 +43,7 @@ class Writer {
   public:
     Writer(std::string path, std::shared_ptr<Reactor> reactor, FqnToIndexMapping mapping,
            bool sharded, bool digests, std::optional<std::pair<std::uint32_t, std::uint32_t>> alone,
-           const std::string& exchange)
+           const std::string& exchange, SaveLimits limits)
         : count_(std::make_shared<ProgressCount>()),
           writer_(
               std::move(path),
@@ -63,6 +53,7 @@ class Writer {
                .exchange = to_way(exchange),
                .metadata = {},
                .digests = digests,
+               .limits = limits,
                .progress =
                    [count = count_](std::uint64_t done, std::uint64_t total) {
                        count->total = total;
@@ -158,19 +149,7 @@ class Writer {
             const py::gil_scoped_release release;
             report = value_or_throw(writer_.finish({}, std::move(results)));
         }
-        py::dict out;
-        out["path"] = report.path;
-        out["attempt"] = report.attempt;
-        out["files"] = report.files;
-        out["tensor_bytes"] = report.tensor_bytes;
-        out["replaced"] = report.replaced;
-        out["process_memory_bytes"] = report.process_memory_bytes;
-        out["shared_memory_bytes"] = report.shared_memory_bytes;
-        out["file_system"] = report.file_system.type;
-        out["notes"] = report.notes;
-        for (const auto& [key, value] : to_dict(report.reactor))
-            out[key] = value;
-        return out;
+        return to_dict(report);
     }
 
     // Ends what runs, and waits for the end.
@@ -183,6 +162,8 @@ class Writer {
         running_.wait();
         running_ = {};
     }
+
+    void lift_limits() { writer_.lift_limits(); }
 
     void abort() {
         const py::gil_scoped_release release;
@@ -212,16 +193,46 @@ py::list describe(const py::bytes& packed) {
 
 } // namespace
 
+ExchangeWay to_way(const std::string& text) {
+    for (const ExchangeWay way : {ExchangeWay::automatic, ExchangeWay::off,
+                                  ExchangeWay::process_memory, ExchangeWay::shared_memory})
+        if (text == name(way))
+            return way;
+    throw py::value_error("exchange must be 'automatic', 'off', 'process_memory' or "
+                          "'shared_memory', not '" +
+                          text + "'");
+}
+
+py::dict to_dict(const SaveReport& report) {
+    py::dict out;
+    out["path"] = report.path;
+    out["attempt"] = report.attempt;
+    out["files"] = report.files;
+    out["tensor_bytes"] = report.tensor_bytes;
+    out["replaced"] = report.replaced;
+    out["process_memory_bytes"] = report.process_memory_bytes;
+    out["shared_memory_bytes"] = report.shared_memory_bytes;
+    out["file_system"] = report.file_system.type;
+    out["notes"] = report.notes;
+    for (const auto& [key, value] : to_dict(report.reactor))
+        out[key] = value;
+    return out;
+}
+
 void bind_writer(py::module_& module) {
     py::class_<TensorColumns>(module, "TensorColumns")
         .def(py::init<py::list, py::list, py::list, py::list>(), py::arg("addresses"),
              py::arg("dtypes"), py::arg("shapes"), py::arg("strides"))
         .def_readonly("dtypes", &TensorColumns::dtypes);
+    py::class_<SaveLimits>(module, "SaveLimits")
+        .def(py::init<std::uint64_t, double>(), py::arg("bytes_per_second"),
+             py::arg("processor_share"));
     py::class_<Writer>(module, "Writer")
         .def(py::init<std::string, std::shared_ptr<Reactor>, FqnToIndexMapping, bool, bool,
-                      std::optional<std::pair<std::uint32_t, std::uint32_t>>, std::string>(),
+                      std::optional<std::pair<std::uint32_t, std::uint32_t>>, std::string,
+                      SaveLimits>(),
              py::arg("path"), py::arg("reactor"), py::arg("mapping"), py::arg("sharded"),
-             py::arg("digests"), py::arg("alone"), py::arg("exchange"))
+             py::arg("digests"), py::arg("alone"), py::arg("exchange"), py::arg("limits"))
         .def("prepare_global_plan", &Writer::prepare_global_plan, py::arg("plans"))
         .def("start", &Writer::start, py::arg("plan"), py::arg("positions"), py::arg("tensors"))
         .def("wait", &Writer::wait, py::arg("progress"))
@@ -229,6 +240,7 @@ void bind_writer(py::module_& module) {
         .def("decline", &Writer::decline, py::arg("plan"), py::arg("why"))
         .def("finish", &Writer::finish, py::arg("results"))
         .def("cancel", &Writer::cancel)
+        .def("lift_limits", &Writer::lift_limits)
         .def("abort", &Writer::abort);
     module.def("describe_results", &describe, py::arg("results"));
 }

@@ -5,7 +5,7 @@ started has been waited for. All that blocks does so without the GIL. Failures a
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from typing_extensions import Buffer
 
@@ -73,6 +73,7 @@ class Writer:
         digests: bool,
         alone: tuple[int, int] | None,
         exchange: str,
+        limits: SaveLimits,
     ) -> None: ...
     def prepare_global_plan(self, plans: Sequence[SavePlan]) -> list[tuple[str, bytes]]:
         """Coordinator: makes the attempt's files. Of each plan: the attempt, and the rank's part of the layout."""
@@ -96,6 +97,9 @@ class Writer:
 
     def cancel(self) -> None:
         """Ends what was started, and waits for the end."""
+
+    def lift_limits(self) -> None:
+        """Any thread."""
 
     def abort(self) -> None:
         """Removes the attempt."""
@@ -222,11 +226,56 @@ def recover(path: str | bytes, all_attempts: bool, reactor: Reactor) -> dict[str
     """switch_finished, removed, left, failures."""
 
 class StagingBuffer(Buffer):
-    """Memory of `size` bytes, which goes back to a pool with its last user."""
+    """Memory of `size` bytes, 2 MiB aligned, which goes back to a pool with its last user."""
 
     def __init__(self, size: int) -> None: ...
-    def copy(self, offsets: list[int], addresses: list[int], sizes: list[int]) -> None:
-        """Copies memory of the process into the buffer, piece by piece, on up to four threads."""
+    @property
+    def address(self) -> int: ...
+
+def copy_tensors(places: list[int], tensors: TensorColumns) -> None:
+    """To the addresses, dense and row-major, on up to four threads."""
+
+def staging_layout(plan: SavePlan, mapping: dict[str, int], sharded: bool) -> tuple[list[int], int]:
+    """Offsets of the plan's items in memory that lies as the files will, and its size, as far as one rank can tell."""
+
+def reserve_staging_memory(bytes: int) -> None:
+    """Makes memory for copies, touched."""
 
 def release_staging_memory() -> None:
     """Frees the memory that waits for its next user."""
+
+def staging_memory() -> int:
+    """Bytes of staging memory, in use or waiting."""
+
+def set_staging_hooks(made: Callable[[int, int], None], going: Callable[[int, int], None]) -> None:
+    """Called with address and size of each segment of staging memory, on any thread."""
+
+class SaveLimits:
+    def __init__(self, bytes_per_second: int, processor_share: float) -> None: ...
+
+class PendingSave:
+    def wait(self, seconds: float | None) -> bool: ...
+    def report(self) -> dict[str, Any]: ...
+
+class _Collectives(Protocol):
+    rank: int
+    ranks: int
+
+    def gather(self, own: bytes) -> list[bytes]: ...
+    def scatter(self, parts: list[bytes]) -> bytes: ...
+
+class AsyncSaver:
+    """safering/async_saver.hpp."""
+
+    def __init__(
+        self, reactor: Reactor, mapping: dict[str, int], sharded: bool, digests: bool, exchange: str,
+        bytes_per_second: int, processor_share: float, foreground: _Collectives | None, background: _Collectives | None,
+    ) -> None: ...
+    def save(self, path: str, plan: SavePlan | str, fill: Callable[[list[int], list[int]], None]) -> PendingSave:
+        """`plan`: or why this rank has none. `fill(positions, addresses)`."""
+
+    def cancel(self) -> None: ...
+    def lift_limits(self) -> None: ...
+    def wait(self, seconds: float) -> bool: ...
+    def emergency_flush(self, seconds: float) -> tuple[list[str], list[str]]: ...
+    def close(self) -> None: ...

@@ -51,7 +51,7 @@ class DefaultSavePlanner(_TorchSavePlanner):
         if self._enable_plan_caching:
             return super().create_local_plan()
         with no_collection():
-            plan = SavePlan(_local_items(self.state_dict))
+            plan = SavePlan(local_items(self.state_dict))
         if self.flatten_state_dict:
             plan = dataclasses.replace(plan, planner_data=self.mappings)
         self.plan = plan
@@ -108,7 +108,7 @@ def _origin(rank: int, _known: dict[int, torch.Size] = {}) -> torch.Size:
     return _known[rank]
 
 
-def _local_items(state_dict: dict[str, Any]) -> list[WriteItem]:
+def local_items(state_dict: dict[str, Any]) -> list[WriteItem]:
     items: list[WriteItem] = []
     known: dict[tuple, TensorProperties] = {}
     chunks: dict[tuple, ChunkStorageMetadata] = {}  # of DTensors: many have the same shape, mesh and placements

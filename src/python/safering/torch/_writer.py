@@ -25,6 +25,7 @@ from torch.futures import Future
 from .. import _native, _runtime
 from .._paths import make_directories, sync_directory
 from ._dtypes import CODES
+from ._limits import SaveLimits
 from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
 from ._state import refuse
@@ -66,6 +67,18 @@ def _receive(*fields: Any) -> _Storage:
     return storage
 
 
+def check_items(items: list[WriteItem]) -> None:
+    """TypeError for what the format cannot hold."""
+    refuse(
+        [item.index.fqn for item in items if item.type is WriteItemType.BYTE_IO],
+        [
+            f"{item.index.fqn} ({item.tensor_data.properties.dtype})"
+            for item in items
+            if item.tensor_data is not None and item.tensor_data.properties.dtype not in CODES
+        ],
+    )
+
+
 def check_target(rank: int, own: str, planned: str) -> None:
     """All ranks must write to the directory that the coordinator planned for."""
     if own != planned:
@@ -97,6 +110,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             has copied it. The coordinator's counts.
         backend: "automatic" (io_uring where the kernel grants it, else threads), "io_uring" or "threads".
         digests: whether to take XXH3 digests of all data and list them in `safering.manifest.json`.
+        limits: what writing may take from the rest of the process, for `async_save`.
         buffer_memory: bytes of the buffer pool, shared by all writers and readers of this process that give
             the same number. The same on all ranks.
         progress: called with (bytes done, bytes in all) of this rank, about 20 times a second, on the thread
@@ -122,6 +136,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         backend: str = "automatic",
         digests: bool = True,
         exchange: str = "automatic",
+        limits: SaveLimits = SaveLimits(),
         buffer_memory: int = _runtime.BUFFER_MEMORY,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -136,6 +151,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         self.backend = backend
         self.digests = digests
         self.exchange = exchange
+        self.limits = limits
         self.buffer_memory = buffer_memory
         self.progress = progress
         #: How the last save that this process committed went: path, files, tensor_bytes, backend, notes, ...
@@ -162,18 +178,17 @@ class HuggingFaceStorageWriter(_TorchWriter):
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """What `async_save` does before it returns: a copy on the CPU, in memory kept from save to save."""
-        return stage(state_dict)
+        return stage(state_dict, self.fqn_to_index_mapping, self._sharded)
+
+    def lift_limits(self) -> None:
+        """What is written now, and by this writer from now on, goes without limits. Any thread."""
+        self.limits = SaveLimits()
+        if (native := self._native) is not None:
+            native.lift_limits()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
-        refuse(
-            [item.index.fqn for item in plan.items if item.type is WriteItemType.BYTE_IO],
-            [
-                f"{item.index.fqn} ({item.tensor_data.properties.dtype})"
-                for item in plan.items
-                if item.tensor_data is not None and item.tensor_data.properties.dtype not in CODES
-            ],
-        )
+        check_items(plan.items)
         storage_data = {_ENDPOINT_KEY: self._endpoint()}
         return dataclasses.replace(plan, items=PackedItems(plan.items), storage_data=storage_data)
 
@@ -280,6 +295,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             self.digests,
             alone,
             self.exchange,
+            self.limits.native(),
         )
 
     def _native_writer(self) -> _native.Writer:
