@@ -129,6 +129,8 @@ std::vector<Request> RedoSwitch::step() {
 }
 
 void RedoSwitch::advance(std::span<const Completion>) {
+    if (error())
+        return;
     if (phase_ == Phase::move)
         ++moved_;
     else
@@ -309,8 +311,13 @@ Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRe
                                   "to what the checkpoint held before",
                                   attempt_directory, redo_name)});
     RedoSwitch clean_up(target, record, RedoSwitch::Part::clean_up);
-    if (auto cleaned = drive(reactor, clean_up); !cleaned)
-        return cleaned;
+    if (auto cleaned = drive(reactor, clean_up); !cleaned) {
+        if (!clean_up.record_removed())
+            return cleaned;
+        notes.push_back("the redo record may come back after a power cut, and the next open then "
+                        "removes it: " +
+                        cleaned.error().message());
+    }
     // From here on the switch is done; what stays is litter.
     auto removed = remove_attempt_directory(reactor, attempt_directory);
     if (!removed)

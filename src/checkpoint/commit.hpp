@@ -81,6 +81,8 @@ class RedoSwitch final : public StepMachine {
     enum class Part { move_in, clean_up };
 
     RedoSwitch(TargetPath target, RedoRecord record, Part part);
+    /// The record is gone: nobody can repeat this any more, nor needs to.
+    bool record_removed() const { return phase_ > Phase::unlink_redo; }
 
   protected:
     std::vector<Request> step() override;

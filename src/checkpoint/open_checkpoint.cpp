@@ -98,6 +98,11 @@ class Opening {
                              .caching = Caching::direct,
                              .path = path});
         const auto opened = reactor_.wait_all(opens);
+        // All that did open, before an error of one ends this.
+        std::vector<OpenFile> descriptors(opened.size());
+        for (std::size_t i = 0; i < opened.size(); ++i)
+            if (!opened[i].error)
+                descriptors[i] = OpenFile(reactor_, opened[i]);
         std::vector<StoredFile> files;
         for (std::size_t i = 0; i < opened.size(); ++i) {
             if (opened[i].error) {
@@ -107,7 +112,7 @@ class Opening {
             }
             StoredFile file{.name = names[i].first,
                             .path = names[i].second,
-                            .file = OpenFile(reactor_, opened[i]),
+                            .file = std::move(descriptors[i]),
                             .header = {},
                             .extents = {}};
             if (auto checked = check_status(file); !checked) {

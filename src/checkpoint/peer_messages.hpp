@@ -76,6 +76,8 @@ inline std::optional<PeerMessage> type_of(std::span<const std::byte> message) {
 template <typename T>
 std::vector<T> values_of(std::span<const std::byte> message) {
     PeerHead head;
+    if (message.size() < sizeof head)
+        return {};
     std::memcpy(&head, message.data(), sizeof head);
     if (message.size() != sizeof head + head.count * sizeof(T))
         return {};

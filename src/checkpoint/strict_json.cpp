@@ -17,66 +17,90 @@ constexpr std::size_t seal_bytes = seal_key.size() + 16 + 3; // key, hex, `"}\n`
 
 using nlohmann::json;
 
-// The rules that nlohmann's parser does not have. Not as its callback: with one, the parser looks at every member
-// that an object has so far whenever another ends, which for an object of 100,000 takes minutes.
-class Rules final : public nlohmann::json_sax<json> {
+// Builds the value itself: the library's own callbacks cannot stop its parser, which would go on through a gigabyte of
+// brackets, and take time that grows with the square of an object's members.
+class StrictDom final : public nlohmann::json_sax<json> {
   public:
-    explicit Rules(unsigned max_depth) : max_depth_(max_depth) {}
-    const std::string& fault() const { return fault_; }
+    explicit StrictDom(unsigned max_depth) : max_depth_(max_depth) {}
 
-    bool null() override { return true; }
-    bool boolean(bool) override { return true; }
-    bool number_integer(json::number_integer_t) override { return true; }
-    bool number_unsigned(json::number_unsigned_t) override { return true; }
-    bool number_float(json::number_float_t, const std::string&) override { return true; }
-    bool string(std::string&) override { return true; }
-    bool binary(json::binary_t&) override { return true; }
-    bool key(std::string& name) override {
-        keys_.add(name);
-        return true;
-    }
+    const std::string& fault() const { return fault_; }
+    json&& value() { return std::move(root_); }
+
+    bool null() override { return add(nullptr); }
+    bool boolean(bool value) override { return add(value); }
+    bool number_integer(number_integer_t value) override { return add(value); }
+    bool number_unsigned(number_unsigned_t value) override { return add(value); }
+    bool number_float(number_float_t value, const string_t&) override { return add(value); }
+    bool string(string_t& value) override { return add(std::move(value)); }
+    bool binary(binary_t&) override { return stop("binary"); }
     bool start_object(std::size_t) override {
         keys_.open();
-        return enter();
+        return begin(json::object());
     }
-    bool end_object() override {
-        --depth_;
-        if (const auto twice = keys_.close())
-            fault_ = fmt::format("key \"{}\" stands twice", escaped(*twice));
-        return fault_.empty();
-    }
-    bool start_array(std::size_t) override { return enter(); }
-    bool end_array() override {
-        --depth_;
+    bool key(string_t& key) override {
+        keys_.add(key);
+        key_ = std::move(key);
         return true;
     }
-    bool parse_error(std::size_t, const std::string&, const json::exception& error) override {
-        fault_ = error.what(); // with the position
-        return false;
+    bool end_object() override {
+        open_.pop_back();
+        const auto twice = keys_.close();
+        return !twice || stop(fmt::format("key \"{}\" stands twice", escaped(*twice)));
+    }
+    bool start_array(std::size_t) override { return begin(json::array()); }
+    bool end_array() override {
+        open_.pop_back();
+        return true;
+    }
+    bool parse_error(std::size_t, const std::string&,
+                     const nlohmann::detail::exception& error) override {
+        return stop(error.what()); // with the position
     }
 
   private:
-    bool enter() {
-        if (++depth_ > max_depth_)
-            fault_ = fmt::format("nested deeper than {}", max_depth_);
-        return fault_.empty();
+    bool stop(std::string fault) {
+        fault_ = std::move(fault);
+        return false;
+    }
+    template <typename T>
+    json* put(T&& value) {
+        if (open_.empty())
+            return &(root_ = std::forward<T>(value));
+        json& parent = *open_.back();
+        if (parent.is_array())
+            return &parent.get_ref<json::array_t&>().emplace_back(std::forward<T>(value));
+        // Of a key that stands twice the last counts until the object's end says so.
+        return &(parent.get_ref<json::object_t&>()[std::move(key_)] = std::forward<T>(value));
+    }
+    template <typename T>
+    bool add(T&& value) {
+        put(std::forward<T>(value));
+        return true;
+    }
+    bool begin(json value) {
+        if (open_.size() >= max_depth_)
+            return stop(fmt::format("nested deeper than {}", max_depth_));
+        open_.push_back(put(std::move(value)));
+        return true;
     }
 
     unsigned max_depth_;
-    unsigned depth_ = 0;
+    json root_;
+    std::vector<json*> open_;
+    std::string key_;
     safetensors::KeyScopes keys_;
     std::string fault_;
 };
 
 } // namespace
 
-Result<nlohmann::json> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
-                                         const std::string& operation, const std::string& file) {
-    Rules rules(max_depth);
-    if (!json::sax_parse(text.begin(), text.end(), &rules))
+Result<json> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
+                               const std::string& operation, const std::string& file) {
+    StrictDom dom(max_depth);
+    if (!json::sax_parse(text.begin(), text.end(), &dom))
         return std::unexpected(Error{
-            .code = code, .operation = operation, .file = file, .detail = escaped(rules.fault())});
-    return json::parse(text.begin(), text.end());
+            .code = code, .operation = operation, .file = file, .detail = escaped(dom.fault())});
+    return dom.value();
 }
 
 std::uint64_t digest_of(std::string_view bytes) {

@@ -30,6 +30,17 @@ std::shared_ptr<SimulatedDisk> SimulatedDisk::holding(SimulatedTree tree) {
     state->now = std::move(tree);
     return std::shared_ptr<SimulatedDisk>(new SimulatedDisk(std::move(state)));
 }
+void SimulatedDisk::restart(SimulatedTree tree) {
+    const std::lock_guard lock(mutex_);
+    auto fresh = std::make_unique<State>();
+    fresh->base = tree;
+    fresh->now = std::move(tree);
+    fresh->direct = state_->direct;
+    fresh->wakes = std::move(state_->wakes);
+    fresh->next_wake = state_->next_wake;
+    fresh->next_file = state_->next_file; // a descriptor of before stays a wrong one
+    state_ = std::move(fresh);
+}
 SimulatedTree SimulatedDisk::base() const {
     const std::lock_guard lock(mutex_);
     return state_->base;
@@ -55,6 +66,10 @@ void SimulatedDisk::intercept(Interceptor interceptor) {
     const std::lock_guard lock(mutex_);
     state_->interceptor = std::move(interceptor);
 }
+void SimulatedDisk::intercept_end(std::function<void(Operation&)> interceptor) {
+    const std::lock_guard lock(mutex_);
+    state_->end_interceptor = std::move(interceptor);
+}
 void SimulatedDisk::inject(Fault fault) {
     const std::lock_guard lock(mutex_);
     state_->faults.push_back({std::move(fault)});
@@ -62,6 +77,11 @@ void SimulatedDisk::inject(Fault fault) {
 void SimulatedDisk::clear_faults() {
     const std::lock_guard lock(mutex_);
     state_->faults.clear();
+    state_->hits.clear();
+}
+std::vector<SimulatedDisk::Hit> SimulatedDisk::hits() const {
+    const std::lock_guard lock(mutex_);
+    return state_->hits;
 }
 void SimulatedDisk::shorten_transfers(std::uint64_t seed) {
     const std::lock_guard lock(mutex_);
@@ -143,6 +163,8 @@ void SimulatedDisk::perform(Operation& operation) {
         operation.completion = std::move(*ended);
     else
         state_->carry_out(operation);
+    if (state_->end_interceptor)
+        state_->end_interceptor(operation);
 }
 
 bool SimulatedDisk::is_direct(int file) const {

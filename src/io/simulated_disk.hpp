@@ -43,6 +43,9 @@ struct CrashPolicy {
     std::uint64_t seed = 0;
 };
 
+/// How much of a transfer is moved.
+enum class Shortening : std::uint8_t { none, one, half, all_but_one };
+
 /// Makes operations fail.
 struct Fault {
     /// Which operations count; all if empty.
@@ -56,6 +59,9 @@ struct Fault {
     static constexpr std::uint64_t for_ever = ~std::uint64_t{0};
     /// The errno; 0 makes a transfer move nothing and report success.
     int error = 5; // EIO
+    /// Instead of an error: less is moved, and success reported. Direct transfers move whole sectors,
+    /// one at least, as a read that moves nothing is at the end of its file.
+    Shortening shortening = Shortening::none;
 };
 
 class SimulatedTree;
@@ -99,6 +105,9 @@ class SimulatedDisk {
 
     /// A disk on which all of `tree` is durable, with an empty log and no faults.
     static std::shared_ptr<SimulatedDisk> holding(SimulatedTree tree);
+    /// The same in place, under the reactors that use it; nothing may be in flight. Descriptors, faults and
+    /// interceptors are forgotten.
+    void restart(SimulatedTree tree);
     /// What the log is applied to, and what is on the disk now.
     SimulatedTree base() const;
     SimulatedTree now() const;
@@ -111,8 +120,19 @@ class SimulatedDisk {
     using Interceptor = std::function<std::optional<Completion>(Operation&)>;
     void intercept(Interceptor interceptor);
 
+    /// Called with every operation after it was carried out, in the same way: what it makes of the completion
+    /// is what the reactor is told.
+    void intercept_end(std::function<void(Operation&)> interceptor);
+
     void inject(Fault fault);
     void clear_faults();
+    /// What faults have hit since they were last cleared.
+    struct Hit {
+        Opcode op;
+        std::string path;
+        std::string new_path;
+    };
+    std::vector<Hit> hits() const;
     /// Every transfer may move less than it was asked to (direct ones whole blocks
     /// of 512, some nothing).
     void shorten_transfers(std::uint64_t seed);

@@ -19,6 +19,18 @@ bool is_aligned(const Operation& operation) {
             mask) == 0;
 }
 
+std::uint64_t cut_short(std::uint64_t length, Shortening shortening, bool direct) {
+    std::uint64_t moved = length;
+    switch (shortening) {
+    case Shortening::none: break;
+    case Shortening::one: moved = 1; break;
+    case Shortening::half: moved = (length + 1) / 2; break;
+    case Shortening::all_but_one: moved = std::max<std::uint64_t>(length, 2) - 1; break;
+    }
+    constexpr std::uint64_t sector = SimulatedDisk::sector_bytes;
+    return direct ? std::max(moved / sector * sector, std::min(sector, length)) : moved;
+}
+
 } // namespace
 
 // A record is applied to the tree here and, after a crash, in crash_after(): by the same function.
@@ -36,9 +48,9 @@ std::string SimulatedDisk::State::path_of(const Request& request) const {
     return found == files.end() ? std::string{} : found->second.path;
 }
 
-std::optional<int> SimulatedDisk::State::fault(const Operation& operation) {
+std::optional<Fault> SimulatedDisk::State::fault(const Operation& operation) {
     const Request& request = operation.request;
-    std::optional<int> hit;
+    std::optional<Fault> hit;
     for (Armed& armed : faults) {
         const Fault& fault = armed.fault;
         if (fault.op && *fault.op != request.op)
@@ -48,8 +60,10 @@ std::optional<int> SimulatedDisk::State::fault(const Operation& operation) {
             continue;
         const std::uint64_t index = armed.seen++;
         if (!hit && index >= fault.after && index - fault.after < fault.times)
-            hit = fault.error;
+            hit = fault;
     }
+    if (hit)
+        hits.push_back({request.op, path_of(request), request.new_path});
     return hit;
 }
 
@@ -102,7 +116,8 @@ void SimulatedDisk::State::open(Operation& operation) {
     files[next_file++] = {place.inode, completion.direct, writable, request.path};
 }
 
-void SimulatedDisk::State::transfer(Operation& operation, const OpenFile& file, bool nothing) {
+void SimulatedDisk::State::transfer(Operation& operation, const OpenFile& file,
+                                    const std::optional<Fault>& hit) {
     Completion& completion = operation.completion;
     const bool writing = operation.request.op == Opcode::write;
     if (writing && !file.writable)
@@ -111,9 +126,10 @@ void SimulatedDisk::State::transfer(Operation& operation, const OpenFile& file, 
         completion.error = code_of(EISDIR);
     else if (file.direct && !is_aligned(operation))
         completion.error = code_of(EINVAL);
-    if (completion.error || nothing)
+    if (completion.error || (hit && hit->shortening == Shortening::none))
         return;
-    std::uint64_t moved = shortened(operation.length, file.direct);
+    std::uint64_t moved = hit ? cut_short(operation.length, hit->shortening, file.direct)
+                              : shortened(operation.length, file.direct);
     if (!writing) {
         const std::vector<std::byte>& bytes = now.inode(file.inode)->data;
         moved = operation.offset >= bytes.size()
@@ -189,9 +205,9 @@ void SimulatedDisk::State::carry_out(Operation& operation) {
     Completion& completion = operation.completion;
     const auto found = files.find(request.file);
     const OpenFile* file = found == files.end() ? nullptr : &found->second;
-    const std::optional<int> hit = fault(operation);
-    if (hit && *hit != 0) {
-        completion.error = code_of(*hit);
+    const std::optional<Fault> hit = fault(operation);
+    if (hit && hit->shortening == Shortening::none && hit->error != 0) {
+        completion.error = code_of(hit->error);
         if (request.op == Opcode::fsync && file != nullptr)
             log.push_back(
                 {.op = request.op, .failed = true, .inode = file->inode, .path = file->path});
@@ -240,7 +256,7 @@ void SimulatedDisk::State::carry_out(Operation& operation) {
         return;
     case Opcode::allocate:
     case Opcode::truncate: return change_size(operation, *file);
-    default: return transfer(operation, *file, hit.has_value());
+    default: return transfer(operation, *file, hit);
     }
 }
 

@@ -35,7 +35,9 @@ struct SimulatedDisk::State {
     std::map<int, OpenFile> files;
 
     Interceptor interceptor;
+    std::function<void(Operation&)> end_interceptor;
     std::vector<Armed> faults;
+    std::vector<Hit> hits;
     std::optional<std::mt19937_64> shorten;
     std::optional<std::mt19937_64> shuffle;
     bool direct = true;
@@ -43,11 +45,11 @@ struct SimulatedDisk::State {
     std::map<std::uint64_t, Backend::Wake> wakes;
     std::uint64_t next_wake = 0;
 
-    /// The errno of the fault that hits this operation; 0: moves nothing; empty: none.
-    std::optional<int> fault(const Operation& operation);
+    /// The first fault that hits this operation.
+    std::optional<Fault> fault(const Operation& operation);
     void carry_out(Operation& operation);
     void open(Operation& operation);
-    void transfer(Operation& operation, const OpenFile& file, bool nothing);
+    void transfer(Operation& operation, const OpenFile& file, const std::optional<Fault>& hit);
     void change_size(Operation& operation, const OpenFile& file);
     void change_name(Operation& operation);
     std::uint64_t shortened(std::uint64_t length, bool direct_file);

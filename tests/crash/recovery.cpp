@@ -95,8 +95,11 @@ Outcome judge(const Expectations& expectations, const SimulatedDisk& disk,
 
 } // namespace
 
-Outcome recover(const Expectations& expectations, const std::shared_ptr<SimulatedDisk>& disk) {
-    return judge(expectations, *disk, load_model(expectations.path, crash_reactor(disk)));
+Outcome recover(const Expectations& expectations, const std::shared_ptr<SimulatedDisk>& disk,
+                std::shared_ptr<Reactor> reactor) {
+    if (!reactor)
+        reactor = crash_reactor(disk);
+    return judge(expectations, *disk, load_model(expectations.path, reactor));
 }
 
 std::string check_deeply(const Expectations& expectations, const SimulatedTree& tree, Found found) {

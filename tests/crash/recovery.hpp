@@ -51,8 +51,9 @@ Result<Model> load_model(const std::string& path, const std::shared_ptr<Reactor>
 /// "" where they hold the same tensors.
 std::string difference(const Model& expected, const Model& found);
 
-/// What the reader finds on `disk`, and whether it left the target tidy.
-Outcome recover(const Expectations& expectations, const std::shared_ptr<SimulatedDisk>& disk);
+/// What the reader finds on `disk`, and whether it left the target tidy. By a reactor of that disk, or one of its own.
+Outcome recover(const Expectations& expectations, const std::shared_ptr<SimulatedDisk>& disk,
+                std::shared_ptr<Reactor> reactor = nullptr);
 /// Further demands on a state with this outcome: verify has no finding, a reader that may not write finds the same,
 /// and a save into the target succeeds and leaves nothing beside it. "" where they hold.
 std::string check_deeply(const Expectations& expectations, const SimulatedTree& tree, Found found);
