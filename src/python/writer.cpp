@@ -41,16 +41,6 @@ SavePlan select(const SavePlan& plan, const std::vector<std::uint32_t>& position
     return out;
 }
 
-ExchangeWay to_way(const std::string& text) {
-    for (const ExchangeWay way : {ExchangeWay::automatic, ExchangeWay::off,
-                                  ExchangeWay::process_memory, ExchangeWay::shared_memory})
-        if (text == name(way))
-            return way;
-    throw py::value_error("exchange must be 'automatic', 'off', 'process_memory' or "
-                          "'shared_memory', not '" +
-                          text + "'");
-}
-
 class ViewPlanner final : public SavePlanner {
   public:
     explicit ViewPlanner(std::vector<TensorView> views) : views_(std::move(views)) {}
