@@ -10,7 +10,7 @@ namespace {
 
 // Runs shorter than this with gaps shorter than that are cheaper taken together, and apart here, than named to
 // the kernel one by one.
-constexpr std::uint64_t short_run_bytes = 512, short_gap_bytes = 2048;
+constexpr std::uint64_t short_run_bytes = 2048, short_gap_bytes = 2048;
 constexpr std::uint64_t scratch_bytes = std::uint64_t{256} << 10;
 
 } // namespace
