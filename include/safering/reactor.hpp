@@ -137,6 +137,8 @@ class SAFERING_API Reactor {
 
     boost::asio::io_context::executor_type executor() const;
     bool running_in_this_thread() const;
+    /// Whether wait() ends without the embedder's help.
+    bool has_own_thread() const;
     ReactorInfo info() const;
     /// `directory` must exist. Cached by device. Blocks.
     Result<FileSystemInfo> file_system(const std::string& directory);

@@ -47,9 +47,14 @@ OpenFile& OpenFile::operator=(OpenFile&& other) noexcept {
 }
 
 OpenFile::~OpenFile() {
-    // Not waited for: a destructor may run on the reactor's own thread.
-    if (descriptor_ >= 0)
-        reactor_->submit({.op = Opcode::close, .file = descriptor_}, [](const Completion&) {});
+    if (descriptor_ < 0)
+        return;
+    Request close{.op = Opcode::close, .file = descriptor_};
+    // Waited for, so that who destroys a reader may unmount; but only where waiting cannot hang.
+    if (reactor_->has_own_thread() && !reactor_->running_in_this_thread())
+        reactor_->wait(std::move(close));
+    else
+        reactor_->submit(std::move(close), [](const Completion&) {});
 }
 
 Result<std::vector<OpenFile>> open_all(Reactor& reactor, std::vector<Request> requests) {

@@ -238,6 +238,10 @@ bool Reactor::running_in_this_thread() const {
     return impl_->context.get_executor().running_in_this_thread();
 }
 
+bool Reactor::has_own_thread() const {
+    return impl_->own_context != nullptr;
+}
+
 ReactorInfo Reactor::info() const {
     ReactorInfo info = impl_->info;
     const std::lock_guard lock(impl_->pool_mutex);

@@ -423,6 +423,28 @@ TEST_F(HostileFiles, ATruncatedFileIsAnErrorNotASignal) {
     EXPECT_EQ(loaded.error().code, Errc::io_unexpected_end) << loaded.error().message();
 }
 
+// So that the file system can be unmounted at once.
+TEST_F(HostileFiles, NothingStaysOpenAfterAReader) {
+    const auto is_open = [&] {
+        for (const auto& each : std::filesystem::directory_iterator("/proc/self/fd")) {
+            std::error_code gone; // the descriptor of this very loop
+            if (std::filesystem::read_symlink(each, gone).string().starts_with(path))
+                return true;
+        }
+        return false;
+    };
+    std::filesystem::remove(path);
+    ASSERT_TRUE(save(model, {3, 1}, path, {}, {reactor}));
+    for (int i = 0; i < 200; ++i) {
+        {
+            HuggingFaceStorageReader reader(path, {}, reactor);
+            ASSERT_TRUE(reader.read_metadata());
+            EXPECT_TRUE(is_open());
+        }
+        ASSERT_FALSE(is_open());
+    }
+}
+
 TEST_F(HostileFiles, ADirectoryWithoutPermissionIsNamed) {
     std::filesystem::remove(path);
     const std::string locked = "/proc/safering-test";

@@ -301,7 +301,8 @@ def small_disk(tmp_path):
     if mount.returncode != 0:
         pytest.skip(f"a small file system cannot be mounted: {mount.stderr.strip()}")
     yield directory
-    subprocess.run(["umount", directory], check=True)
+    # Lazily: an exception that lives on in a cycle of references may hold a writer, and that its attempt.
+    subprocess.run(["umount", "--lazy", directory], check=True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
