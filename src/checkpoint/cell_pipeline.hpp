@@ -3,7 +3,8 @@
 //
 //   1. A buffer from the pool and the next cell meet in load(), which says what to transfer; a save fills the
 //      image in it. The transfers go to the reactor as one batch.
-//   2. When the last has ended, the cell waits for its turn in unload(); a load checks and copies out there.
+//   2. When the last has ended, the cell waits for its turn in unload(); a load checks and copies out there. It may
+//      keep the buffer for others who copy out of it, while the loop goes on with those that are left.
 //   3. A turn unloads one cell and loads one into the buffer that became free (unless others wait for it):
 //      one copy, then the loop goes round, so that the disk gets its next request between two copies and
 //      not after all of them.
@@ -78,7 +79,12 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     /// Sets cell.image_begin and, when the image is loaded, cell.transfers.
     virtual Result<Loaded> load(const std::shared_ptr<Cell>& cell) = 0;
     void finish_loading(const std::shared_ptr<Cell>& cell);
-    virtual Result<void> unload(Cell& cell) = 0;
+    enum class Unloaded {
+        now,
+        later, ///< finish_unloading() follows, also after a failure
+    };
+    virtual Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) = 0;
+    void finish_unloading(const std::shared_ptr<Cell>& cell);
     /// The box of an item in its stored tensor, and where that begins in the file; for strided items only.
     virtual const plan::FileBox& box_of(std::uint32_t item) const = 0;
     virtual std::uint64_t tensor_begin_of(std::uint32_t item) const = 0;
@@ -105,8 +111,10 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         --in_flight_;
         settle();
     }
-    /// The bytes of a cell that belong to its segments, rising.
-    std::vector<ByteRange> runs_of(const Cell& cell) const;
+    /// The bytes of a cell that belong to its segments, rising; gaps as plan::cell_runs has them.
+    std::vector<ByteRange> runs_of(const Cell& cell, std::uint64_t gap_bytes = 0) const;
+    /// A cell that came without the pipeline, for progress.
+    void count_done(const File& file, const plan::CellRequest& request);
 
     Reactor& reactor_;
     std::vector<File> files_;
@@ -122,7 +130,8 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     void schedule_turn();
     void load_next(BufferPool::Buffer buffer);
     void submit_transfers(const std::shared_ptr<Cell>& cell);
-    void end_cell(Cell& cell);
+    Unloaded end_cell(const std::shared_ptr<Cell>& cell);
+    void settle_cell(const Cell& cell);
     void end_transfer(const std::shared_ptr<Cell>& cell, ByteRange range,
                       const Completion& completion);
     void settle();

@@ -330,8 +330,8 @@ void WriteJob::end_loading(Cell& cell) {
         exchange_->finish_taking();
 }
 
-Result<void> WriteJob::unload(Cell&) {
-    return {};
+Result<CellPipeline::Unloaded> WriteJob::unload(const std::shared_ptr<Cell>&) {
+    return Unloaded::now;
 }
 
 void WriteJob::on_file_done(std::size_t index) {

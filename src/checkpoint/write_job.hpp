@@ -80,7 +80,7 @@ class WriteJob final : public CellPipeline {
                       const std::byte* slot);
     void end_loading(Cell& cell);
     void on_fail(const Error& error) override;
-    Result<void> unload(Cell& cell) override;
+    Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;
     void close_files();

@@ -40,6 +40,7 @@ Shape to_shape(py::handle numbers);
 Strides to_strides(py::handle numbers);
 py::tuple to_tuple(const Shape& shape);
 Dtype to_dtype(py::handle code);
+ExchangeWay to_way(const std::string& text);
 /// UTF-8; a name that holds lone surrogates is an error that says so.
 std::string to_text(py::handle text);
 std::span<const std::byte> to_span(const py::bytes& bytes);

@@ -113,9 +113,11 @@ def describe_results(results: bytes) -> list[tuple[str, tuple[int, ...], int, st
 
 class Reader:
     """A checkpoint, opened to load boxes of its tensors; one thread at a time. `verification`: "off", "covered" or
-    "all"; `strict`: refuse symbolic links."""
+    "all"; `strict`: refuse symbolic links; `exchange`: as Writer has it."""
 
-    def __init__(self, path: str | bytes, reactor: Reactor, verification: str, strict: bool) -> None: ...
+    def __init__(
+        self, path: str | bytes, reactor: Reactor, verification: str, strict: bool, exchange: str
+    ) -> None: ...
     def read_metadata(
         self,
     ) -> tuple[list[str], list[tuple[str, int, tuple[int, ...], list[tuple[tuple[int, ...], tuple[int, ...], int]]]]]:
@@ -145,12 +147,31 @@ class Reader:
         storage_offsets: _Shapes,
         lengths: _Shapes,
         tensors: TensorColumns,
+        exchange: bytes | None,
     ) -> None:
         """Loads boxes (storage_offsets in the chunk, lengths) of the chunks that begin at chunk_offsets; hints are
-        their numbers in the metadata, where known."""
+        their numbers in the metadata, where known. With its part in an exchange the rank takes part in that: just
+        once, and of what was planned any items."""
+
+    def prepare_local_plan(
+        self,
+        fqns: list[str],
+        chunk_offsets: _Shapes,
+        chunk_hints: list[int | None],
+        storage_offsets: _Shapes,
+        lengths: _Shapes,
+    ) -> bytes:
+        """What this rank would read, for prepare_global_plan."""
+
+    def prepare_global_plan(self, offers: Sequence[bytes | None]) -> list[bytes]:
+        """Coordinator: of each rank its part in the exchange, which one without an offer has none in."""
+
+    def decline(self, exchange: bytes, why: str) -> None:
+        """Tells ranks that wait for this one that it will not load."""
 
     def wait(self, progress: _Progress) -> dict[str, Any]:
-        """tensor_bytes, read_bytes, verified_bytes, notes, and what Reactor.info says."""
+        """tensor_bytes, read_bytes, verified_bytes, process_memory_bytes and shared_memory_bytes (taken from other
+        ranks), notes, and what Reactor.info says."""
 
 class StoredFile:
     """One safetensors file, of any name, its tensors as they stand in it. Any thread, several at a time."""
