@@ -75,14 +75,14 @@ void CellGiver::on_message(std::uint32_t rank, PeerMessage type,
 }
 
 bool CellGiver::is_planned(std::uint32_t taker, const PeerCells& cells) const {
-    return cells.first_cell < cells.last_cell &&
-           std::ranges::any_of(
-               plan_.cells,
-               [&](const SharedCells& planned) {
-                   return planned.file == cells.file && planned.first_cell <= cells.first_cell &&
-                          cells.last_cell <= planned.last_cell &&
-                          std::ranges::binary_search(planned.takers, taker);
-               });
+    const auto planned = std::ranges::partition_point(plan_.cells, [&](const SharedCells& one) {
+        return std::pair(std::uint64_t{one.file}, one.last_cell) <=
+               std::pair(cells.file, cells.first_cell);
+    });
+    return planned != plan_.cells.end() && planned->file == cells.file &&
+           planned->first_cell <= cells.first_cell && cells.first_cell < cells.last_cell &&
+           cells.last_cell <= planned->last_cell &&
+           std::ranges::binary_search(planned->takers, taker);
 }
 
 void CellGiver::add_wants(Taker& taker, const std::vector<PeerCells>& wants) {

@@ -110,7 +110,7 @@ class Reader {
         return to_bytes_object(offer);
     }
 
-    // Of each rank its part in the exchange.
+    // Of each rank its part in the exchange, or None.
     py::list prepare_global_plan(const std::vector<std::optional<py::bytes>>& offers) {
         std::vector<LoadPlan> plans;
         for (const std::optional<py::bytes>& offer : offers)
@@ -118,7 +118,7 @@ class Reader {
                                   : LoadPlan());
         py::list out;
         for (const LoadPlan& plan : value_or_throw(reader_.prepare_global_plan(std::move(plans))))
-            out.append(to_bytes_object(to_bytes(plan)));
+            out.append(plan.exchange ? py::object(to_bytes_object(to_bytes(plan))) : py::none());
         return out;
     }
 

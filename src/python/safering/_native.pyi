@@ -163,8 +163,8 @@ class Reader:
     ) -> bytes:
         """What this rank would read, for prepare_global_plan."""
 
-    def prepare_global_plan(self, offers: Sequence[bytes | None]) -> list[bytes]:
-        """Coordinator: of each rank its part in the exchange, which one without an offer has none in."""
+    def prepare_global_plan(self, offers: Sequence[bytes | None]) -> list[bytes | None]:
+        """Coordinator: of each rank its part in the exchange, if it has one."""
 
     def decline(self, exchange: bytes, why: str) -> None:
         """Tells ranks that wait for this one that it will not load."""
