@@ -6,6 +6,7 @@
 Needs torch, safetensors and the installed package safering. Every round runs fio, then each case by both sides in
 fresh processes; the first round is dropped, the rest give medians. Durable is compared with durable: what upstream
 leaves unsynced is synced within its time. Cold is compared with cold: files leave the page cache before a load.
+Of many small tensors there are two lines: the writer and reader alone, and safering.torch.save() and load() besides.
 Memory is touched and freed before each timed part, for fresh pages are the machine's business; ranks begin and
 end together, so wall time is that of the slowest; CPU is the sum of the ranks, extra memory that of the largest.
 """
@@ -126,15 +127,13 @@ def barrier():
 
 
 def side_of(name):
-    if name == "installed":
-        import safering.torch
+    """dcp.save and dcp.load, or what takes their place; the writer and the reader."""
+    import torch.distributed.checkpoint as dcp
+    import safering.torch
 
-        safering.torch.install()  # the planners too
-    if name == "safering":
-        import safering.torch as side
-    else:
-        import torch.distributed.checkpoint as side
-    return side.HuggingFaceStorageWriter, side.HuggingFaceStorageReader
+    side = dcp if name == "upstream" else safering.torch
+    functions = safering.torch if name == "functions" else dcp
+    return functions.save, functions.load, side.HuggingFaceStorageWriter, side.HuggingFaceStorageReader
 
 
 def train(state, save):
@@ -182,19 +181,19 @@ def run_rank(job):
     what, ranks, options = CASES[job["case"]]
     if ranks > 1 or what == "train":
         dist.init_process_group("gloo", init_method=f"file://{job['store']}", rank=job["rank"], world_size=ranks)
-    writer, reader = side_of(job["side"])
+    save_all, load_all, writer, reader = side_of(job["side"])
     path = job["path"]
     state = make_state(options, job["size"], fill=True)
     size = local_bytes(state)
     durable = lambda: job["side"] != "upstream" or job["rank"] != 0 or for_each_file(path, os.fsync)
 
     def save(target=path):
-        dcp.save(state, storage_writer=writer(path=target, **options.get("writer", {})))
+        save_all(state, storage_writer=writer(path=target, **options.get("writer", {})))
 
     if what == "save":
         # What a process pays once (imports, rings, buffers) is paid before.
         tiny = {"x": torch.zeros(8)}
-        dcp.save(tiny, storage_writer=writer(path=f"{path}-warm-up"))
+        save_all(tiny, storage_writer=writer(path=f"{path}-warm-up"))
 
         def work():
             save()
@@ -209,7 +208,7 @@ def run_rank(job):
             for_each_file(path, lambda f: os.posix_fadvise(f, 0, 0, os.POSIX_FADV_DONTNEED))
         barrier()
         target = make_state(options, job["size"], fill=False)
-        result = measured(lambda: dcp.load(target, storage_reader=reader(path)), size)
+        result = measured(lambda: load_all(target, storage_reader=reader(path)), size)
         for name in list(state)[:: max(1, len(state) // 50)]:
             a, b = (x[name].to_local() if hasattr(x[name], "to_local") else x[name] for x in (state, target))
             assert torch.equal(a, b), f"{name} was not loaded as it was saved"
@@ -271,7 +270,7 @@ def print_results(results, disk):
                 own["bytes"] / own["seconds"] / (fio["bytes"] / fio["seconds"])
                 for own, fio in zip(sides[side], disk[0 if what == "save" else 1])
             )
-            label = case if side == "safering" else "  with install()"
+            label = case if side == "safering" else "  with save() and load()"
             print(f"{label:<30}{s0:>7.2f}{c0:>8.2f}{e0 / gib:>6.2f} GiB{s1:>10.2f}{c1:>8.2f}{e1 / gib:>6.2f} GiB"
                   f"{s0 / s1:>8.1f}x{roof:>7.2f}")
     if "train, async save" in results:
@@ -299,7 +298,7 @@ def main():
     results = {case: {"upstream": [], "safering": []} for case in arguments.case or CASES}
     for case, sides in results.items():
         if CASES[case][2]["tensors"] == "small":
-            sides["installed"] = []
+            sides["functions"] = []
     disk = ([], [])
     with tempfile.TemporaryDirectory(prefix=".torch-checkpoint-", dir=arguments.directory) as scratch:
         for round_ in range(arguments.runs + 1):

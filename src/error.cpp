@@ -74,6 +74,7 @@ const char* words(Errc code) {
     case Errc::io_forked: return "reactor was made in another process";
     case Errc::io_stopped: return "reactor is stopping";
     case Errc::io_peer_lost: return "another rank of this host ended or gave up";
+    case Errc::save_superseded: return "a newer save was asked for before this one began";
     }
     return "unknown safering error";
 }

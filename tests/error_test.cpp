@@ -66,7 +66,8 @@ TEST(Errc, EveryCodeHasWordsOfItsOwn) {
     check(Errc::header_truncated, Errc::header_rank_too_high);
     check(Errc::plan_hole, Errc::plan_not_prepared);
     check(Errc::checkpoint_not_found, Errc::checkpoint_over_budget);
-    check(Errc::io_no_progress, Errc::io_stopped);
+    check(Errc::io_no_progress, Errc::io_peer_lost);
+    check(Errc::save_superseded, Errc::save_superseded);
     EXPECT_EQ(std::error_code(static_cast<Errc>(9999)).message(), "unknown safering error");
 }
 

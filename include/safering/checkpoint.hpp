@@ -68,6 +68,43 @@ struct VerifyOptions {
 SAFERING_API Result<VerifyReport> verify_checkpoint(const std::string& path, Reactor& reactor,
                                                     const VerifyOptions& options = {});
 
+/// How a tensor of two checkpoints differs.
+struct TensorDifference {
+    enum class Kind : std::uint8_t { only_in_first, only_in_second, dtype, shape, values };
+    Kind kind = Kind::values;
+    std::string fqn{};
+    /// "F32 and BF16", "[2, 3] and [3, 2]", "5 of 6 elements, first at [0, 1]".
+    std::string detail{};
+};
+
+struct CompareReport {
+    /// By name; empty where the checkpoints hold the same.
+    std::vector<TensorDifference> differences{};
+    /// Tensors that both have with one dtype and shape.
+    std::uint64_t tensors = 0;
+    /// Bytes of those whose digests in both manifests are the same, which are not read; and of those that were
+    /// read from both.
+    std::uint64_t digest_bytes = 0;
+    std::uint64_t read_bytes = 0;
+};
+
+struct CompareOptions {
+    /// Names, dtypes and shapes only, or also the bytes of tensors.
+    bool values = true;
+    /// Do not take the word of two manifests; read all bytes.
+    bool read_all = false;
+    /// Memory for tensor data, at most.
+    std::uint64_t memory_bytes = std::uint64_t{64} << 20;
+    std::function<void(std::uint64_t, std::uint64_t)> progress{};
+};
+
+/// What two checkpoints hold differently, whatever their files and sharding are. Values are compared by their
+/// bytes (so a NaN is equal to itself, and 0 is not -0). Errors: as HuggingFaceStorageReader::read_metadata and
+/// read_data.
+SAFERING_API Result<CompareReport> compare_checkpoints(const std::string& first,
+                                                       const std::string& second, Reactor& reactor,
+                                                       const CompareOptions& options = {});
+
 struct ConvertOptions {
     /// At most one of the three; none: one file. files: so many output files of about equal size.
     /// max_file_bytes: as many as needed, each at most this large unless a single tensor is larger.

@@ -84,6 +84,8 @@ enum class Errc {
     io_forked,    ///< a reactor used in a child process
     io_stopped,   ///< submitted to a reactor that is being destroyed
     io_peer_lost, ///< another rank of the host ended or gave up in an exchange
+
+    save_superseded = 400, ///< a newer save was asked for before this one began
 };
 
 SAFERING_API const std::error_category& safering_category() noexcept;

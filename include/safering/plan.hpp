@@ -12,6 +12,7 @@
 #include <vector>
 
 #include <boost/container/flat_map.hpp>
+#include <boost/container/small_vector.hpp>
 
 #include <safering/byte_range.hpp>
 #include <safering/tensor.hpp>
@@ -85,7 +86,8 @@ enum class FileLayout : std::uint8_t {
 };
 
 /// How ranks of one host bring together what would reach a file as short runs: the rank that owns a run of
-/// cells takes the others' bytes and writes whole blocks (two-phase I/O, as ROMIO has it).
+/// cells takes the others' bytes and writes whole blocks (two-phase I/O, as ROMIO has it). On load the same
+/// backwards: it reads the cells, and the others take from it.
 enum class ExchangeWay : std::uint8_t {
     automatic,      ///< where it is cheaper, and the best way that this host permits
     off,            ///< every rank writes its own bytes
@@ -119,6 +121,14 @@ struct ForeignItem {
     friend bool operator==(const ForeignItem&, const ForeignItem&) = default;
 };
 
+/// A rank that takes part in an exchange, and where others of its host reach it.
+struct ExchangePeer {
+    std::uint32_t rank = 0;
+    std::string endpoint{};
+
+    friend bool operator==(const ExchangePeer&, const ExchangePeer&) = default;
+};
+
 /// A rank's part in the exchange of a save. Ranks are those of the plans.
 struct ExchangePlan {
     ExchangeWay way = ExchangeWay::automatic;
@@ -126,15 +136,10 @@ struct ExchangePlan {
     std::vector<ExchangedCells> cells{};
     /// By (rank, item).
     std::vector<ForeignItem> items{};
-    struct Peer {
-        std::uint32_t rank = 0;
-        std::string endpoint{};
-        friend bool operator==(const Peer&, const Peer&) = default;
-    };
     /// Whose items those are.
-    std::vector<Peer> sources{};
+    std::vector<ExchangePeer> sources{};
     /// Who takes from this rank.
-    std::vector<Peer> takers{};
+    std::vector<ExchangePeer> takers{};
     /// Where `items` of the SavePlan are only some of the rank's: the place of each in its whole plan.
     /// What is not there is written later, without an exchange.
     std::vector<std::uint32_t> positions{};
@@ -214,7 +219,7 @@ struct ExchangedPiece {
     friend bool operator==(const ExchangedPiece&, const ExchangedPiece&) = default;
 };
 
-/// How one rank took other ranks' bytes.
+/// How one rank took other ranks' bytes, of a save or of a load.
 struct ExchangeReport {
     std::uint64_t process_memory_bytes = 0;
     std::uint64_t shared_memory_bytes = 0;
@@ -281,8 +286,65 @@ struct ReadItem {
     friend bool operator==(const ReadItem&, const ReadItem&) = default;
 };
 
+/// Bytes of a file of a checkpoint, absolute.
+struct FileRange {
+    /// Index into Metadata::files.
+    std::uint32_t file = 0;
+    ByteRange range{};
+
+    friend bool operator==(const FileRange&, const FileRange&) = default;
+};
+
+/// What a rank would read by itself, for the coordinator to see what several of a host would.
+struct LoadOffer {
+    /// Where ranks of the same host reach this one.
+    std::string endpoint{};
+    /// The same on all ranks that have opened the same files.
+    std::string checkpoint{};
+    /// Files are read, and their bytes handed on, in cells of so many bytes. A power of two, 4096 or more.
+    std::uint64_t chunk_bytes = 0;
+    /// Rising, disjoint, none empty.
+    std::vector<FileRange> ranges{};
+
+    friend bool operator==(const LoadOffer&, const LoadOffer&) = default;
+};
+
+/// Cells [first_cell, last_cell) of a file that `owner` reads, and others take from it.
+struct SharedCells {
+    /// Index into Metadata::files.
+    std::uint32_t file = 0;
+    std::uint32_t owner = 0;
+    std::uint64_t first_cell = 0;
+    std::uint64_t last_cell = 0;
+    /// Rising; told to the owner alone.
+    std::vector<std::uint32_t> takers{};
+
+    friend bool operator==(const SharedCells&, const SharedCells&) = default;
+};
+
+/// A rank's part in the exchange of a load. Ranks are places in what prepare_global_plan was given.
+struct LoadExchange {
+    /// Names this exchange among all others: 32 lower-case hex digits.
+    std::string id{};
+    std::uint32_t rank = 0;
+    ExchangeWay way = ExchangeWay::automatic;
+    std::uint64_t chunk_bytes = 0;
+    /// Those that this rank owns or takes, by (file, first_cell), disjoint.
+    std::vector<SharedCells> cells{};
+    /// What it reads of those that it owns. Rising, disjoint.
+    std::vector<FileRange> reads{};
+    /// From whom it takes, and who takes from it; rising.
+    std::vector<ExchangePeer> peers{};
+
+    friend bool operator==(const LoadExchange&, const LoadExchange&) = default;
+};
+
 struct LoadPlan {
     std::vector<ReadItem> items{};
+    /// From prepare_local_plan to prepare_global_plan; without one a rank exchanges nothing.
+    std::optional<LoadOffer> offer{};
+    /// From prepare_global_plan on, where there is something to exchange.
+    std::optional<LoadExchange> exchange{};
 
     friend bool operator==(const LoadPlan&, const LoadPlan&) = default;
 };
@@ -296,7 +358,7 @@ SAFERING_API std::vector<std::byte> to_bytes(const Metadata& metadata);
 /// Errors: plan_bad_bytes, with the offset, also where lists that should be parallel are not, the
 /// index of a file has no file, a shape has more than 64 dimensions or chunk_bytes is no power of
 /// two of at least 4096. Never reads beyond the bytes, and needs memory in proportion to them: at
-/// worst about 300 bytes for each of theirs (an item of three bytes becomes a WriteItem of 208, in
+/// worst about 200 bytes for each of theirs (an item of three bytes becomes a WriteItem of 136, in
 /// a vector that doubles, with a copy of a name of up to 256 that it repeats by number).
 SAFERING_API Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes);
 /// `items`: how many the plan has that it belongs to, for a carrier that sends items its own way.

@@ -42,6 +42,9 @@ struct ReaderOptions {
     /// Refuse symbolic links under the checkpoint's file names (a Hub cache has them).
     bool strict = false;
     ShardingInfo sharding_info = ShardingInfo::apply;
+    /// How ranks of one host hand on what several of them would read. That of the reader whose
+    /// prepare_global_plan is called counts; one that is `off` elsewhere keeps that rank out.
+    ExchangeWay exchange = ExchangeWay::automatic;
     /// Called on the reactor's thread as bytes arrive: (done, total). Must not block.
     std::function<void(std::uint64_t, std::uint64_t)> progress{};
 };
@@ -52,6 +55,8 @@ struct LoadReport {
     std::uint64_t tensor_bytes = 0;
     std::uint64_t read_bytes = 0;
     std::uint64_t verified_bytes = 0;
+    /// What this rank took from others of its host, whose reading and checking counts there.
+    ExchangeReport exchange;
     ReactorInfo reactor;
     std::vector<std::string> notes;
 };
@@ -75,13 +80,19 @@ class SAFERING_API HuggingFaceStorageReader {
     /// is replaced meanwhile.
     Result<Metadata> read_metadata();
 
-    /// As DCP has them; both give back what they get after checking it against the metadata.
-    Result<LoadPlan> prepare_local_plan(LoadPlan plan) const;
+    /// As DCP has them; both check the items against the metadata. The first adds what this rank would read,
+    /// the second, which one rank calls with the plans of all, who reads what for whom: plan i becomes that
+    /// of rank i. A plan that has not been through both is loaded without others.
+    Result<LoadPlan> prepare_local_plan(LoadPlan plan);
     Result<std::vector<LoadPlan>> prepare_global_plan(std::vector<LoadPlan> plans) const;
 
     /// Loads a plan's items: resolve_tensor for all of them, the bytes, then commit_tensor for all of them,
     /// on this thread. Blocks; not from the reactor's thread. On an error the destinations hold an unknown
     /// mixture and commit_tensor is not called.
+    ///
+    /// Where the plan has an exchange, ranks wait for each other here, and the death or failure of one is the
+    /// error of those that exchange with it, io_peer_lost. An exchange takes place once: a plan that is loaded
+    /// again is loaded without others, on every rank.
     Result<LoadReport> read_data(const LoadPlan& plan, LoadPlanner& planner);
 
     /// The same without blocking: resolve_tensor here, on this thread; commit_tensor on the reactor's
@@ -92,6 +103,10 @@ class SAFERING_API HuggingFaceStorageReader {
         return boost::asio::async_initiate<Token, void(std::exception_ptr, LoadReport)>(
             InitiateRead{this}, token, &plan, &planner);
     }
+
+    /// Of a rank that got its plan and will not load it: ranks that exchange with it get `why` as their error
+    /// instead of waiting. Nothing for a plan without an exchange. Any thread.
+    void decline(const LoadPlan& plan, const std::string& why);
 
     /// Loads that have begun end with operation_canceled once what they have in flight has ended; their
     /// destinations must stay until then. One thread at a time uses a reader, for this call too.

@@ -25,6 +25,7 @@
 
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
+#include <safering/save_limits.hpp>
 
 namespace safering {
 
@@ -54,6 +55,8 @@ struct WriterOptions {
     std::vector<std::pair<std::string, std::string>> metadata{};
     /// Take XXH3-64 digests and list them in the manifest.
     bool digests = true;
+    /// What write_data leaves to the rest of the process.
+    SaveLimits limits{};
     /// Called on the reactor's thread as bytes reach the disk: (done, total) of this rank. Must not block.
     std::function<void(std::uint64_t, std::uint64_t)> progress{};
 };
@@ -129,6 +132,9 @@ class SAFERING_API HuggingFaceStorageWriter {
     /// memory behind their views must stay until then. One thread at a time uses a writer, for this call
     /// too.
     void cancel();
+
+    /// Writes of this writer, those that run and those to come, go on without limits. Any thread.
+    void lift_limits();
 
     /// Removes an unfinished attempt. Ranks that still write to it get errors.
     Result<void> abort();

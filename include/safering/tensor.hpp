@@ -4,19 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <vector>
-
-#include <boost/container/small_vector.hpp>
 
 #include <safering/dtype.hpp>
+#include <safering/shape.hpp>
 
 namespace safering {
-
-/// Extents or offsets, outermost dimension first; empty for a scalar. In place up to rank 4, so that a
-/// plan of a million items makes no million allocations.
-using Shape = boost::container::small_vector<std::uint64_t, 4>;
-/// In elements (not bytes), may be negative or zero, one a dimension.
-using Strides = boost::container::small_vector<std::int64_t, 4>;
 
 /// The strides of a dense row-major tensor.
 SAFERING_API Strides contiguous_strides(const Shape& shape);

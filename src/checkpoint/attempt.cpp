@@ -2,11 +2,14 @@
 
 #include <algorithm>
 #include <atomic>
+#include <charconv>
 #include <chrono>
 #include <filesystem>
 #include <random>
 
 #include <fmt/format.h>
+
+#include <safering/error.hpp>
 
 namespace safering::checkpoint {
 
@@ -30,6 +33,13 @@ bool is_attempt_id(std::string_view text) {
     return text.size() == 32 && std::ranges::all_of(text, [](char c) {
                return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
            });
+}
+
+std::uint64_t attempt_time_ms(std::string_view attempt) {
+    std::uint64_t time = 0;
+    const auto parsed = std::from_chars(attempt.data(), attempt.data() + 12, time, 16);
+    SAFERING_ASSERT(is_attempt_id(attempt) && parsed.ec == std::errc());
+    return time;
 }
 
 std::string attempt_directory_name(std::string_view target_name, std::string_view attempt) {

@@ -2,6 +2,7 @@
 // find a directory that nobody reads (measured, O_DIRECT on ext4).
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -12,6 +13,8 @@ namespace safering::checkpoint {
 /// age and "older attempts" needs no clock of the file system.
 std::string make_attempt_id();
 bool is_attempt_id(std::string_view text);
+/// When it was made: milliseconds since 1970.
+std::uint64_t attempt_time_ms(std::string_view attempt);
 
 /// ".<target name>.<attempt>.tmp", beside the target.
 std::string attempt_directory_name(std::string_view target_name, std::string_view attempt);

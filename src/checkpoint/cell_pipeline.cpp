@@ -5,10 +5,13 @@
 
 #include <boost/asio/post.hpp>
 
+#include "plan/cell_runs.hpp"
+
 namespace safering::checkpoint {
 
 CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress, std::stop_token stop)
-    : reactor_(reactor), op_(op), progress_(std::move(progress)), stop_(std::move(stop)) {}
+    : reactor_(reactor), op_(op), progress_(std::move(progress)), stop_(std::move(stop)),
+      timer_(reactor.executor()) {}
 CellPipeline::~CellPipeline() = default;
 
 Result<void> CellPipeline::make_buffers(Reactor& reactor) {
@@ -20,23 +23,13 @@ Result<void> CellPipeline::make_buffers(Reactor& reactor) {
     return {};
 }
 
-std::vector<ByteRange> CellPipeline::runs_of(const Cell& cell) const {
+std::vector<ByteRange> CellPipeline::runs_of(const Cell& cell, std::uint64_t gap_bytes) const {
     if (!cell.request->gaps || cell.whole)
         return {cell.request->range};
-    std::vector<ByteRange> runs;
-    for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
-        if (!segment.strided) {
-            runs.push_back(segment.range);
-            continue;
-        }
-        const std::uint64_t begin = tensor_begin_of(segment.item);
-        const ByteRange window{segment.range.begin - begin, segment.range.end - begin};
-        box_of(segment.item).for_each_run(window, [&](ByteRange run) {
-            runs.push_back(run.shifted(begin));
-        });
-    }
-    std::ranges::sort(runs);
-    return runs;
+    return plan::cell_runs(
+        files_[cell.file].plan, *cell.request, gap_bytes,
+        [this](std::uint32_t item) -> const plan::FileBox& { return box_of(item); },
+        [this](std::uint32_t item) { return tensor_begin_of(item); });
 }
 
 void CellPipeline::start_cells() {
@@ -90,11 +83,24 @@ void CellPipeline::acquire() {
     if (acquiring_ || !more_cells())
         return;
     acquiring_ = true;
+    if (const auto wanted = pause(); wanted > std::chrono::nanoseconds::zero())
+        return acquire_later(wanted);
     reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
         boost::asio::post(self->reactor_.executor(), [self, buffer = std::move(buffer)]() mutable {
             self->acquiring_ = false;
             self->turn(std::move(buffer));
         });
+    });
+}
+
+// In short steps, as the limits may be lifted and a stop may be asked for meanwhile.
+void CellPipeline::acquire_later(std::chrono::nanoseconds pause) {
+    constexpr std::chrono::nanoseconds step = std::chrono::milliseconds(20);
+    timer_.expires_after(std::min(pause, step));
+    timer_.async_wait([self = shared_from_this()](const boost::system::error_code&) {
+        self->acquiring_ = false;
+        self->acquire();
+        self->settle();
     });
 }
 
@@ -111,8 +117,8 @@ void CellPipeline::turn(BufferPool::Buffer buffer) {
     if (!buffer && !ended_.empty()) {
         const std::shared_ptr<Cell> cell = std::move(ended_.front());
         ended_.pop_front();
-        end_cell(*cell);
-        if (!reactor_.buffers().contended())
+        if (end_cell(cell) == Unloaded::now && !reactor_.buffers().contended() &&
+            pause() == std::chrono::nanoseconds::zero())
             buffer = std::move(cell->buffer);
     }
     if (buffer && more_cells())
@@ -130,6 +136,7 @@ void CellPipeline::load_next(BufferPool::Buffer buffer) {
     cell->file = file_;
     cell->request = &file.plan.requests[file.next++];
     cell->buffer = std::move(buffer);
+    cell->image = cell->buffer.data();
     ++file.in_flight;
     hold();
     auto loaded = load(cell);
@@ -167,7 +174,7 @@ void CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
                                              : transfer.range.end;
         Request request{.op = op_,
                         .file = transfer.direct ? file.direct : file.buffered,
-                        .data = cell->buffer.data() + (transfer.range.begin - cell->image_begin),
+                        .data = cell->image + (transfer.range.begin - cell->image_begin),
                         .length = transfer.range.size(),
                         .offset = transfer.range.begin,
                         .minimum = needed_end - transfer.range.begin};
@@ -195,20 +202,48 @@ void CellPipeline::end_transfer(const std::shared_ptr<Cell>& cell, ByteRange ran
     schedule_turn();
 }
 
-void CellPipeline::end_cell(Cell& cell) {
+CellPipeline::Unloaded CellPipeline::end_cell(const std::shared_ptr<Cell>& cell) {
+    if (!error_) {
+        hold();
+        const auto unloaded = unload(cell);
+        if (unloaded && *unloaded == Unloaded::later)
+            return Unloaded::later;
+        --in_flight_;
+        if (!unloaded)
+            fail(unloaded.error());
+    }
+    settle_cell(*cell);
+    return Unloaded::now;
+}
+
+// The turn comes with the loop, not inside whatever calls here.
+void CellPipeline::finish_unloading(const std::shared_ptr<Cell>& cell) {
+    settle_cell(*cell);
+    boost::asio::post(reactor_.executor(), [self = shared_from_this(), cell]() {
+        --self->in_flight_;
+        BufferPool::Buffer buffer;
+        if (!self->reactor_.buffers().contended())
+            buffer = std::move(cell->buffer);
+        cell->buffer = {};
+        self->turn(std::move(buffer));
+    });
+}
+
+void CellPipeline::settle_cell(const Cell& cell) {
     File& file = files_[cell.file];
-    if (!error_)
-        if (auto unloaded = unload(cell); !unloaded)
-            fail(std::move(unloaded.error()));
     --file.in_flight;
     if (error_)
         return;
-    for (const plan::Segment& segment : file.plan.segments_of(*cell.request))
-        done_bytes_ += segment.range.size();
-    if (progress_)
-        progress_(done_bytes_, total_bytes_);
+    count_done(file, *cell.request);
     if (file.in_flight == 0 && file.next == file.plan.requests.size())
         on_file_done(cell.file);
+}
+
+void CellPipeline::count_done(const File& file, const plan::CellRequest& request) {
+    for (const plan::Segment& segment : file.plan.segments_of(request))
+        done_bytes_ += segment.range.size();
+    if (progress_ && cells_started_)
+        progress_(done_bytes_, total_bytes_);
 }
 
 void CellPipeline::settle() {

@@ -3,7 +3,8 @@
 //
 //   1. A buffer from the pool and the next cell meet in load(), which says what to transfer; a save fills the
 //      image in it. The transfers go to the reactor as one batch.
-//   2. When the last has ended, the cell waits for its turn in unload(); a load checks and copies out there.
+//   2. When the last has ended, the cell waits for its turn in unload(); a load checks and copies out there. It may
+//      keep the buffer for others who copy out of it, while the loop goes on with those that are left.
 //   3. A turn unloads one cell and loads one into the buffer that became free (unless others wait for it):
 //      one copy, then the loop goes round, so that the disk gets its next request between two copies and
 //      not after all of them.
@@ -12,6 +13,7 @@
 // single thread copies and digests faster than a disk writes (measured: a second thread only costs).
 #pragma once
 
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -19,6 +21,8 @@
 #include <stop_token>
 #include <string>
 #include <vector>
+
+#include <boost/asio/steady_timer.hpp>
 
 #include <safering/reactor.hpp>
 
@@ -48,7 +52,9 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         std::size_t file = 0;
         const plan::CellRequest* request = nullptr;
         BufferPool::Buffer buffer;
-        /// File offset of the buffer's first byte.
+        /// What is transferred: the buffer, or memory of load()'s choice.
+        std::byte* image = nullptr;
+        /// File offset of the image's first byte.
         std::uint64_t image_begin = 0;
         std::vector<plan::Transfer> transfers;
         /// Its segments lie in the image without a gap.
@@ -68,10 +74,17 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         now,
         later, ///< finish_loading() follows, also after a failure
     };
+    /// How long to wait before the next cell.
+    virtual std::chrono::nanoseconds pause() { return {}; }
     /// Sets cell.image_begin and, when the image is loaded, cell.transfers.
     virtual Result<Loaded> load(const std::shared_ptr<Cell>& cell) = 0;
     void finish_loading(const std::shared_ptr<Cell>& cell);
-    virtual Result<void> unload(Cell& cell) = 0;
+    enum class Unloaded {
+        now,
+        later, ///< finish_unloading() follows, also after a failure
+    };
+    virtual Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) = 0;
+    void finish_unloading(const std::shared_ptr<Cell>& cell);
     /// The box of an item in its stored tensor, and where that begins in the file; for strided items only.
     virtual const plan::FileBox& box_of(std::uint32_t item) const = 0;
     virtual std::uint64_t tensor_begin_of(std::uint32_t item) const = 0;
@@ -98,8 +111,10 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         --in_flight_;
         settle();
     }
-    /// The bytes of a cell that belong to its segments, rising.
-    std::vector<ByteRange> runs_of(const Cell& cell) const;
+    /// The bytes of a cell that belong to its segments, rising; gaps as plan::cell_runs has them.
+    std::vector<ByteRange> runs_of(const Cell& cell, std::uint64_t gap_bytes = 0) const;
+    /// A cell that came without the pipeline, for progress.
+    void count_done(const File& file, const plan::CellRequest& request);
 
     Reactor& reactor_;
     std::vector<File> files_;
@@ -110,11 +125,13 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
   private:
     bool more_cells();
     void acquire();
+    void acquire_later(std::chrono::nanoseconds pause);
     void turn(BufferPool::Buffer buffer = {});
     void schedule_turn();
     void load_next(BufferPool::Buffer buffer);
     void submit_transfers(const std::shared_ptr<Cell>& cell);
-    void end_cell(Cell& cell);
+    Unloaded end_cell(const std::shared_ptr<Cell>& cell);
+    void settle_cell(const Cell& cell);
     void end_transfer(const std::shared_ptr<Cell>& cell, ByteRange range,
                       const Completion& completion);
     void settle();
@@ -127,6 +144,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     std::uint64_t done_bytes_ = 0;
     std::deque<std::shared_ptr<Cell>> ended_;
     bool acquiring_ = false;
+    boost::asio::steady_timer timer_;
     bool turn_scheduled_ = false;
     bool cells_started_ = false;
 };

@@ -11,11 +11,12 @@
 
 #include <fmt/format.h>
 
+#include "checkpoint/convert_files.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
+#include "checkpoint/windows.hpp"
 #include "io/huge_memory.hpp"
 #include "plan/box.hpp"
-#include "safetensors/header.hpp"
 
 namespace safering {
 
@@ -23,175 +24,8 @@ using namespace checkpoint;
 
 namespace {
 
-constexpr std::uint64_t tensor_alignment = 64;
 // A window of one of several ranks, at least: below, asking costs more than the bytes.
 constexpr std::uint64_t least_shared_window = std::uint64_t{1} << 20;
-
-// A box of a tensor that fits a window.
-struct Slice {
-    std::string fqn;
-    Dtype dtype = Dtype::u8;
-    Shape size;
-    ChunkStorageMetadata box;
-    std::uint64_t bytes = 0;
-};
-
-struct Window {
-    std::vector<Slice> slices;
-    std::uint64_t bytes = 0;
-};
-
-// Bytes that a tensor takes in a header, at most by a little: its name escaped, dtype, shape and offsets.
-std::uint64_t header_share(const std::string& fqn, const Shape& size) {
-    return 2 * fqn.size() + 96 + 21 * size.size();
-}
-
-// Cuts a list of sizes into `files` contiguous parts of about equal bytes, none of them empty while there
-// are tensors enough: the 1-based part of each.
-std::vector<std::uint32_t> equal_parts(const std::vector<std::uint64_t>& sizes,
-                                       std::uint32_t files) {
-    std::uint64_t rest = 0; // bytes of this part and all later ones
-    for (const std::uint64_t size : sizes)
-        rest += size;
-    std::vector<std::uint32_t> parts;
-    std::uint32_t part = 1;
-    std::uint64_t in_part = 0;
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-        const std::uint64_t files_left = files - part + 1;
-        const bool started = !parts.empty() && parts.back() == part;
-        const bool full = in_part + sizes[i] / 2 >= rest / files_left;
-        const bool each_needs_its_own = sizes.size() - i < files_left;
-        if (started && part < files && (full || each_needs_its_own)) {
-            rest -= in_part;
-            in_part = 0;
-            ++part;
-        }
-        in_part += sizes[i];
-        parts.push_back(part);
-    }
-    return parts;
-}
-
-// As many contiguous parts as it takes to keep each below the limit, a larger tensor alone.
-std::vector<std::uint32_t> limited_parts(const std::vector<std::uint64_t>& sizes,
-                                         std::uint64_t limit_bytes) {
-    std::vector<std::uint32_t> parts;
-    std::uint32_t part = 1;
-    std::uint64_t in_part = 0;
-    for (const std::uint64_t size : sizes) {
-        if (in_part != 0 && in_part + size > limit_bytes)
-            ++part, in_part = 0;
-        in_part += size;
-        parts.push_back(part);
-    }
-    return parts;
-}
-
-// Runs of tensors in name order, so that layers stay together.
-Result<FqnToIndexMapping> choose_files(const Metadata& metadata, const ConvertOptions& options) {
-    const int given = (options.files != 0 ? 1 : 0) + (options.max_file_bytes != 0 ? 1 : 0) +
-                      (options.fqn_to_index_mapping.empty() ? 0 : 1);
-    if (given > 1)
-        return fail(Errc::plan_shape_mismatch, "convert",
-                    "give one of files, max_file_bytes and fqn_to_index_mapping");
-    FqnToIndexMapping mapping = options.fqn_to_index_mapping;
-    if (!mapping.empty()) {
-        for (const auto& [fqn, tensor] : metadata.tensors)
-            if (!mapping.contains(fqn))
-                return std::unexpected(
-                    Error{.code = Errc::plan_unmapped_tensor,
-                          .operation = "convert",
-                          .tensor = fqn,
-                          .detail = fmt::format("the checkpoint holds it, expected it among the {} "
-                                                "names of the mapping; add it",
-                                                mapping.size())});
-        return mapping;
-    }
-    if (options.files == 0 && options.max_file_bytes == 0)
-        return mapping;
-    std::vector<std::uint64_t> sizes;
-    for (const auto& [fqn, tensor] : metadata.tensors) {
-        auto bytes = byte_size(tensor.dtype, tensor.size);
-        if (!bytes)
-            return std::unexpected(std::move(bytes.error()));
-        sizes.push_back(*bytes + header_share(fqn, tensor.size));
-    }
-    constexpr std::uint64_t padding = 4096; // of the header
-    const auto parts = options.files != 0
-                           ? equal_parts(sizes, options.files)
-                           : limited_parts(sizes, options.max_file_bytes -
-                                                      std::min(options.max_file_bytes, padding));
-    auto part = parts.begin();
-    for (const auto& [fqn, tensor] : metadata.tensors)
-        mapping.emplace(fqn, *part++);
-    return mapping;
-}
-
-// Halves a box along its outermost dimension that can be halved, until it fits.
-void cut(const Slice& slice, std::uint64_t limit_bytes, std::vector<Slice>& out) {
-    if (slice.bytes <= limit_bytes) {
-        out.push_back(slice);
-        return;
-    }
-    const Shape& sizes = slice.box.sizes;
-    const auto widest =
-        std::ranges::find_if(sizes, [](std::uint64_t extent) { return extent > 1; });
-    if (widest == sizes.end()) {
-        out.push_back(slice);
-        return;
-    }
-    const auto d = static_cast<std::size_t>(widest - sizes.begin());
-    Slice first = slice;
-    first.box.sizes[d] = sizes[d] / 2;
-    Slice second = slice;
-    second.box.offsets[d] += first.box.sizes[d];
-    second.box.sizes[d] -= first.box.sizes[d];
-    const auto box_of = [](const Slice& half) {
-        return plan::FileBox::make(half.dtype, half.size, half.box.offsets, half.box.sizes);
-    };
-    const auto first_box = box_of(first);
-    const auto second_box = box_of(second);
-    if (!first_box || !second_box) { // a sub-byte tensor that cannot be cut on a byte here
-        out.push_back(slice);
-        return;
-    }
-    first.bytes = first_box->bytes();
-    second.bytes = second_box->bytes();
-    cut(first, limit_bytes, out);
-    cut(second, limit_bytes, out);
-}
-
-// Slices in the order of the output files, gathered into windows of at most `limit_bytes`.
-Result<std::vector<Window>> make_windows(const Metadata& metadata, const FqnToIndexMapping& mapping,
-                                         std::uint64_t limit_bytes) {
-    std::map<std::uint32_t, std::vector<safetensors::TensorEntryView>> files;
-    for (const auto& [fqn, tensor] : metadata.tensors)
-        files[mapping.empty() ? 1 : mapping.at(fqn)].push_back(
-            {fqn, tensor.dtype, {tensor.size.data(), tensor.size.size()}, {}});
-    std::vector<Slice> slices;
-    for (auto& [index, entries] : files) {
-        if (auto ordered = safetensors::assign_offsets(entries); !ordered)
-            return std::unexpected(std::move(ordered.error()));
-        for (const safetensors::TensorEntryView& entry : entries) {
-            const Shape shape(entry.shape.begin(), entry.shape.end());
-            cut({.fqn = std::string(entry.name),
-                 .dtype = entry.dtype,
-                 .size = shape,
-                 .box = {Shape(shape.size(), 0), shape},
-                 .bytes = entry.data.size()},
-                limit_bytes, slices);
-        }
-    }
-    std::vector<Window> windows(1);
-    for (Slice& slice : slices) {
-        const std::uint64_t aligned = round_up(slice.bytes, tensor_alignment);
-        if (!windows.back().slices.empty() && windows.back().bytes + aligned > limit_bytes)
-            windows.emplace_back();
-        windows.back().bytes += aligned;
-        windows.back().slices.push_back(std::move(slice));
-    }
-    return windows;
-}
 
 // The bytes of an item, packed.
 Result<std::uint64_t> item_bytes(const WriteItem& item) {

@@ -231,7 +231,10 @@ class PlainReading {
         return true;
     }
     bool shape(Shape& out) {
-        return json_.each('[', ']', [&] { return json_.number(out.emplace_back()); });
+        return json_.each('[', ']', [&] {
+            out.push_back(0);
+            return json_.number(out.back());
+        });
     }
     bool file(ManifestFile& out) {
         std::string_view name;

@@ -1,47 +1,33 @@
 #include "checkpoint/read_job.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <future>
+#include <utility>
 
 #include <boost/asio/post.hpp>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
 #include "checkpoint/extents.hpp"
+#include "checkpoint/load_offer.hpp"
 #include "plan/tensor_finder.hpp"
 
 namespace safering::checkpoint {
 
-namespace {
-
-// A gap that is cheaper to read than to skip: what a disk moves in the time of one small read.
-constexpr std::uint64_t gap_bytes = std::uint64_t{128} << 10;
-
-} // namespace
-
 ReadJob::ReadJob(Reactor& reactor, const StoredCheckpoint& checkpoint, ReadJobOptions options)
-    : CellPipeline(reactor, Opcode::read, std::move(options.progress), std::move(options.stop)),
+    : CellPipeline(reactor, Opcode::read, std::move(options.progress), options.stop),
       checkpoint_(checkpoint), options_(std::move(options)) {}
 
 // A digest covers one cell of the save, so that a load that checks must work in the same cells.
 Result<void> ReadJob::choose_chunk() {
     if (auto made = make_buffers(reactor_); !made)
         return made;
-    const std::uint64_t buffer_bytes = std::bit_floor(reactor_.info().buffer_bytes);
-    chunk_bytes_ = buffer_bytes;
+    auto chunk = read_chunk_bytes(checkpoint_, options_.verification, reactor_.info().buffer_bytes);
+    if (!chunk)
+        return std::unexpected(std::move(chunk.error()));
+    chunk_bytes_ = *chunk;
     if (!checkpoint_.digests)
         options_.verification = Verification::off;
-    if (options_.verification == Verification::off)
-        return {};
-    if (checkpoint_.chunk_bytes > buffer_bytes)
-        return safering::fail(
-            Errc::checkpoint_over_budget, "read data",
-            fmt::format(
-                "digests of this checkpoint cover {} bytes each, the buffers have {}: give the "
-                "reactor buffer_bytes of at least that, or turn verification off",
-                checkpoint_.chunk_bytes, buffer_bytes));
-    chunk_bytes_ = checkpoint_.chunk_bytes;
     return {};
 }
 
@@ -53,6 +39,9 @@ Result<std::shared_ptr<ReadJob>> ReadJob::make(Reactor& reactor, const StoredChe
         return std::unexpected(std::move(chosen.error()));
     if (auto added = job->add_items(plan, planner); !added)
         return std::unexpected(std::move(added.error()));
+    if (plan.exchange && job->options_.exchange)
+        if (auto joined = job->join_exchange(*plan.exchange); !joined)
+            return std::unexpected(std::move(joined.error()));
     return job;
 }
 
@@ -130,22 +119,30 @@ Result<void> ReadJob::add_items(const LoadPlan& plan, LoadPlanner& planner) {
 void ReadJob::plan_files(std::vector<std::vector<plan::FileSpan>> spans) {
     for (std::uint32_t f = 0; f < spans.size(); ++f) {
         auto requests = plan::RequestPlanner(chunk_bytes_).plan_reads(std::move(spans[f]));
-        if (requests.requests.empty())
-            continue;
-        const StoredFile& file = checkpoint_.files[f];
-        stored_.push_back(f);
-        files_.push_back({.path = file.path,
-                          .direct = file.file.descriptor(),
-                          .buffered = file.file.descriptor(),
-                          .file_bytes = file.file_bytes(),
-                          .plan = std::move(requests)});
+        if (!requests.requests.empty())
+            add_file(f, std::move(requests));
     }
+}
+
+void ReadJob::add_file(std::uint32_t stored, plan::RequestPlan requests) {
+    const StoredFile& file = checkpoint_.files[stored];
+    stored_.push_back(stored);
+    files_.push_back({.path = file.path,
+                      .direct = file.file.descriptor(),
+                      .buffered = file.file.descriptor(),
+                      .file_bytes = file.file_bytes(),
+                      .plan = std::move(requests)});
 }
 
 void ReadJob::start(Handler handler) {
     handler_ = std::move(handler);
-    boost::asio::post(reactor_.executor(), [self = std::static_pointer_cast<ReadJob>(
-                                                shared_from_this())] { self->start_cells(); });
+    boost::asio::post(reactor_.executor(),
+                      [self = std::static_pointer_cast<ReadJob>(shared_from_this())] {
+                          if (self->exchange_)
+                              self->begin_exchange();
+                          else
+                              self->start_cells();
+                      });
 }
 
 Result<LoadReport> ReadJob::run() {
@@ -165,19 +162,12 @@ std::uint64_t ReadJob::tensor_begin_of(std::uint32_t item) const {
 
 Result<CellPipeline::Loaded> ReadJob::load(const std::shared_ptr<Cell>& loading) {
     Cell& cell = *loading;
-    std::vector<ByteRange> runs = runs_of(cell);
-    if (options_.verification == Verification::all)
-        for (const DigestPiece& piece : pieces_in(stored(cell), cell.request->range, chunk_bytes_))
-            runs.push_back(piece.range);
-    // Destinations may ask for the same bytes twice, and pieces overlap runs: join them.
-    std::ranges::sort(runs);
-    std::vector<ByteRange> joined;
-    for (const ByteRange run : runs)
-        if (!joined.empty() && run.begin <= joined.back().end)
-            joined.back().end = std::max(joined.back().end, run.end);
-        else
-            joined.push_back(run);
-    cell.transfers = plan::read_transfers(joined, block_bytes, gap_bytes);
+    std::vector<ByteRange> runs = runs_of(cell, read_slack_bytes);
+    if (const CellName name = name_of(cell.file, *cell.request); is_given(name))
+        std::ranges::copy(exchange_->reads_of(name), std::back_inserter(runs));
+    runs = read_runs(stored(cell), std::move(runs), cell.request->range, options_.verification,
+                     chunk_bytes_);
+    cell.transfers = plan::read_transfers(runs, block_bytes, read_gap_bytes);
     if (!cell.transfers.empty())
         cell.image_begin = cell.transfers.front().range.begin;
     for (const plan::Transfer& transfer : cell.transfers)
@@ -212,19 +202,23 @@ Result<void> ReadJob::verify(const Cell& cell) {
     return {};
 }
 
-Result<void> ReadJob::unload(Cell& cell) {
+Result<CellPipeline::Unloaded> ReadJob::unload(const std::shared_ptr<Cell>& unloading) {
+    Cell& cell = *unloading;
     if (options_.verification != Verification::off)
         if (auto verified = verify(cell); !verified)
-            return verified;
-    if (items_.empty())
-        return {};
-    for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
-        const Item& item = items_[segment.item];
-        item.copy.scatter(
-            cell.buffer.data() + (segment.range.begin - cell.image_begin), item.destination,
-            {segment.range.begin - item.chunk_begin, segment.range.end - item.chunk_begin});
-    }
-    return {};
+            return std::unexpected(std::move(verified.error()));
+    const CellName name = name_of(cell.file, *cell.request);
+    const bool given = is_given(name);
+    if (given)
+        give(name, unloading); // first, so that others copy while this rank does
+    if (!items_.empty())
+        for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
+            const Item& item = items_[segment.item];
+            item.copy.scatter(
+                cell.buffer.data() + (segment.range.begin - cell.image_begin), item.destination,
+                {segment.range.begin - item.chunk_begin, segment.range.end - item.chunk_begin});
+        }
+    return given ? Unloaded::later : Unloaded::now;
 }
 
 void ReadJob::on_file_done(std::size_t) {}
@@ -234,6 +228,11 @@ void ReadJob::on_idle() {
         return;
     Handler handler = std::move(handler_);
     handler_ = nullptr;
+    on_stop_.reset();
+    if (exchange_) {
+        report_.exchange = exchange_->report();
+        exchange_->end();
+    }
     items_.clear(); // the owners' memory is the caller's alone before it hears of the end
     if (error_) {
         handler(std::unexpected(std::move(*error_)));
@@ -241,6 +240,9 @@ void ReadJob::on_idle() {
     }
     report_.reactor = reactor_.info();
     report_.notes = checkpoint_.notes;
+    if (!report_.exchange.reason.empty())
+        report_.notes.push_back("this rank took from others through shared memory: " +
+                                report_.exchange.reason);
     handler(std::move(report_));
 }
 

@@ -1,4 +1,5 @@
-// read_data of one rank: cells of the files -> digests checked -> bytes scattered into the destinations.
+// read_data of one rank: cells of the files -> digests checked -> bytes scattered into the destinations. Where the
+// plan has an exchange, some cells come from other ranks of this host instead, and others are handed to them.
 #pragma once
 
 #include <functional>
@@ -6,6 +7,8 @@
 #include <safering/storage_reader.hpp>
 
 #include "checkpoint/cell_pipeline.hpp"
+#include "checkpoint/peer_scatter.hpp"
+#include "checkpoint/read_exchange.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
 #include "plan/box.hpp"
 
@@ -15,6 +18,8 @@ struct ReadJobOptions {
     Verification verification = Verification::covered;
     CellPipeline::Progress progress{};
     std::stop_token stop{};
+    /// Whether to take part in the plan's exchange.
+    bool exchange = false;
     /// Called for a piece whose digest does not match; without it, that is the job's error.
     std::function<void(Error)> on_mismatch{};
 };
@@ -45,6 +50,12 @@ class ReadJob final : public CellPipeline {
         std::shared_ptr<void> owner;
         std::uint64_t chunk_begin = 0; // of the stored chunk, in the file
     };
+    // A cell that another rank reads.
+    struct Taken {
+        CellName name;
+        std::size_t file; // index into files_
+        plan::CellRequest request;
+    };
 
     ReadJob(Reactor& reactor, const StoredCheckpoint& checkpoint, ReadJobOptions options);
 
@@ -53,8 +64,19 @@ class ReadJob final : public CellPipeline {
     Result<void> add_item(const ReadItem& read, const TensorStorageMetadata& tensor,
                           MutableTensorView destination);
     void plan_files(std::vector<std::vector<plan::FileSpan>> spans);
+    void add_file(std::uint32_t stored, plan::RequestPlan requests);
+    Result<void> join_exchange(const LoadExchange& exchange);
+    void set_taken_apart();
+    void add_given();
+    void begin_exchange();
+    void on_exchange_ready();
+    void on_exchange_done();
+    Result<std::uint64_t> take(const CellName& name, const CellImage& image);
+    bool is_given(const CellName& name) const;
+    void give(const CellName& name, const std::shared_ptr<Cell>& cell);
     Result<Loaded> load(const std::shared_ptr<Cell>& cell) override;
-    Result<void> unload(Cell& cell) override;
+    Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) override;
+    void on_fail(const Error& error) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;
     const plan::FileBox& box_of(std::uint32_t item) const override;
@@ -63,6 +85,9 @@ class ReadJob final : public CellPipeline {
     const StoredFile& stored(const Cell& cell) const {
         return checkpoint_.files[stored_[cell.file]];
     }
+    CellName name_of(std::size_t file, const plan::CellRequest& request) const {
+        return {stored_[file], request.range.begin / chunk_bytes_};
+    }
 
     const StoredCheckpoint& checkpoint_;
     ReadJobOptions options_;
@@ -70,6 +95,13 @@ class ReadJob final : public CellPipeline {
     // Index into files_ -> into checkpoint_.files.
     std::vector<std::uint32_t> stored_;
     std::uint64_t chunk_bytes_ = 0;
+    std::unique_ptr<ReadExchange> exchange_;
+    std::vector<Taken> taken_;                 // by name
+    std::vector<std::shared_ptr<Cell>> given_; // that others copy out of
+    PeerScatter scatter_;
+    bool waiting_ = false;    // the exchange is not ready so far
+    bool exchanging_ = false; // it is not done so far
+    std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     LoadReport report_;
     Handler handler_;
 };

@@ -1,13 +1,17 @@
 #include <safering/storage_reader.hpp>
 
+#include <mutex>
 #include <optional>
+#include <set>
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/deliver.hpp"
 #include "checkpoint/job_counter.hpp"
+#include "checkpoint/load_offer.hpp"
 #include "checkpoint/read_job.hpp"
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
+#include "plan/load_exchange_plan.hpp"
 #include "plan/tensor_finder.hpp"
 
 namespace safering {
@@ -25,14 +29,63 @@ struct HuggingFaceStorageReader::Impl {
 
     ~Impl() { jobs.wait_idle(); }
 
+    // Exchanges take place once, and their partners know that: ids of those that have, or that were declined.
+    std::set<std::string> exchanged;
+    std::mutex exchanged_mutex;
+
+    Result<void> check(const LoadPlan& plan) const {
+        if (!checkpoint)
+            return fail(Errc::plan_not_prepared, "prepare load", "call read_metadata first");
+        plan::TensorFinder tensors(checkpoint->metadata.tensors);
+        for (const ReadItem& item : plan.items) {
+            const TensorStorageMetadata* tensor = tensors.find(item.fqn);
+            if (tensor == nullptr || item.chunk >= tensor->chunks.size())
+                return std::unexpected(Error{.code = Errc::checkpoint_tensor_missing,
+                                             .operation = "prepare load",
+                                             .file = path,
+                                             .tensor = item.fqn});
+        }
+        return {};
+    }
+
+    // Nothing where this rank cannot exchange, and reads by itself.
+    Result<std::optional<LoadOffer>> make_offer(const LoadPlan& plan) {
+        auto running = reactor.get();
+        if (!running)
+            return std::unexpected(std::move(running.error()));
+        const std::string endpoint = (*running)->endpoint();
+        const auto chunk_bytes =
+            read_chunk_bytes(*checkpoint, options.verification, (*running)->info().buffer_bytes);
+        if (options.exchange == ExchangeWay::off || endpoint.empty() || !chunk_bytes ||
+            *chunk_bytes > most_exchanged_chunk_bytes)
+            return std::optional<LoadOffer>();
+        return make_load_offer(*checkpoint, plan, options.verification, *chunk_bytes, endpoint);
+    }
+
+    bool is_new(const std::optional<LoadExchange>& exchange) {
+        const std::lock_guard lock(exchanged_mutex);
+        return exchange && exchanged.insert(exchange->id).second;
+    }
+
     Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner) {
         if (!checkpoint)
             return fail(Errc::plan_not_prepared, "read data", "call read_metadata first");
-        return ReadJob::make(*reactor.value(), *checkpoint, plan, planner,
-                             {.verification = options.verification,
-                              .progress = options.progress,
-                              .stop = stop.get_token(),
-                              .on_mismatch = {}});
+        const bool exchange = is_new(plan.exchange);
+        auto job = ReadJob::make(*reactor.value(), *checkpoint, plan, planner,
+                                 {.verification = options.verification,
+                                  .progress = options.progress,
+                                  .stop = stop.get_token(),
+                                  .exchange = exchange,
+                                  .on_mismatch = {}});
+        if (!job && exchange)
+            tell(plan, job.error().message());
+        return job;
+    }
+
+    void tell(const LoadPlan& plan, const std::string& why) {
+        if (const auto running = reactor.get())
+            PeerGroup::decline(**running, plan.exchange->id, plan.exchange->rank,
+                               plan.exchange->peers, why);
     }
 };
 
@@ -83,28 +136,30 @@ Result<Metadata> HuggingFaceStorageReader::read_metadata() {
     return impl_->checkpoint->metadata;
 }
 
-Result<LoadPlan> HuggingFaceStorageReader::prepare_local_plan(LoadPlan plan) const {
-    if (!impl_->checkpoint)
-        return fail(Errc::plan_not_prepared, "prepare load", "call read_metadata first");
-    plan::TensorFinder tensors(impl_->checkpoint->metadata.tensors);
-    for (const ReadItem& item : plan.items) {
-        const TensorStorageMetadata* tensor = tensors.find(item.fqn);
-        if (tensor == nullptr || item.chunk >= tensor->chunks.size())
-            return std::unexpected(Error{.code = Errc::checkpoint_tensor_missing,
-                                         .operation = "prepare load",
-                                         .file = impl_->path,
-                                         .tensor = item.fqn});
-    }
+Result<LoadPlan> HuggingFaceStorageReader::prepare_local_plan(LoadPlan plan) {
+    if (auto checked = impl_->check(plan); !checked)
+        return std::unexpected(std::move(checked.error()));
+    auto offer = impl_->make_offer(plan);
+    if (!offer)
+        return std::unexpected(std::move(offer.error()));
+    plan.offer = std::move(*offer);
+    plan.exchange.reset();
     return plan;
 }
 
 Result<std::vector<LoadPlan>>
 HuggingFaceStorageReader::prepare_global_plan(std::vector<LoadPlan> plans) const {
-    for (LoadPlan& plan : plans) {
-        auto checked = prepare_local_plan(std::move(plan));
-        if (!checked)
+    std::vector<const LoadOffer*> offers;
+    for (const LoadPlan& plan : plans) {
+        if (auto checked = impl_->check(plan); !checked)
             return std::unexpected(std::move(checked.error()));
-        plan = std::move(*checked);
+        offers.push_back(plan.offer ? &*plan.offer : nullptr);
+    }
+    auto exchanges =
+        plan::plan_load_exchange(offers, {.way = impl_->options.exchange, .id = make_attempt_id()});
+    for (std::size_t rank = 0; rank < plans.size(); ++rank) {
+        plans[rank].offer.reset();
+        plans[rank].exchange = std::move(exchanges[rank]);
     }
     return plans;
 }
@@ -137,6 +192,11 @@ void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& pla
 
 boost::asio::io_context::executor_type HuggingFaceStorageReader::executor() {
     return impl_->reactor.value()->executor();
+}
+
+void HuggingFaceStorageReader::decline(const LoadPlan& plan, const std::string& why) {
+    if (impl_->is_new(plan.exchange))
+        impl_->tell(plan, why);
 }
 
 void HuggingFaceStorageReader::cancel() {

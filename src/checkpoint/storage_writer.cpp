@@ -105,6 +105,7 @@ struct HuggingFaceStorageWriter::Impl {
     std::optional<Attempt> attempt;
     FileSystemInfo file_system;
     std::stop_source stop;
+    std::shared_ptr<Throttle> throttle;
     JobCounter jobs;
 
     ~Impl() {
@@ -169,6 +170,7 @@ HuggingFaceStorageWriter::HuggingFaceStorageWriter(std::string path, WriterOptio
     : impl_(std::make_unique<Impl>()) {
     impl_->reactor = SharedReactor(std::move(reactor));
     impl_->options = std::move(options);
+    impl_->throttle = std::make_shared<Throttle>(impl_->options.limits);
     impl_->set_path(std::move(path));
 }
 
@@ -293,7 +295,8 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
     auto job = WriteJob::make(*impl_->reactor.value(), plan, planner,
                               {.digests = impl_->options.digests,
                                .progress = impl_->options.progress,
-                               .stop = impl_->stop.get_token()});
+                               .stop = impl_->stop.get_token(),
+                               .throttle = impl_->throttle});
     if (!job) {
         decline(plan, job.error().message());
         return deliver(executor(), Result<WriteResults>(std::unexpected(std::move(job.error()))),
@@ -383,6 +386,10 @@ Result<void> HuggingFaceStorageWriter::abort() {
 
 void HuggingFaceStorageWriter::cancel() {
     std::exchange(impl_->stop, std::stop_source()).request_stop();
+}
+
+void HuggingFaceStorageWriter::lift_limits() {
+    impl_->throttle->lift();
 }
 
 std::string HuggingFaceStorageWriter::metadata_path() const {

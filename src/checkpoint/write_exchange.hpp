@@ -1,14 +1,13 @@
 // The exchange of a save, seen from one rank: it takes other ranks' bytes for the cells that it owns, and gives
 // its own to the owners of others.
 //
-//   1. A rank connects to its sources and asks where their items lie; they answer when they write. It connects to
-//      its takers as well, to hear of their end.
+//   1. A rank asks its sources where their items lie; they answer when they write.
 //   2. It takes items from the memory of their process, one copy. Where that is refused, and items whose memory
 //      is strided, it gets from the source through a segment that both map: the source fills a slot, an image of
 //      the cell, and answers.
 //   3. When it has what it needs it says so, and a source keeps its memory until all takers have.
 //   4. Whoever fails tells the others, and an end without a word counts as failure. Nobody waits for long.
-// All of it on the reactor's executor.
+// How partners meet and how the end of one is heard is the PeerGroup's business. All of it on the reactor's executor.
 #pragma once
 
 #include <deque>
@@ -21,9 +20,7 @@
 #include <safering/plan.hpp>
 #include <safering/reactor.hpp>
 
-#include "checkpoint/peer_messages.hpp"
-#include "io/peer_hub.hpp"
-#include "io/peer_memory.hpp"
+#include "checkpoint/peer_group.hpp"
 #include "plan/box.hpp"
 
 namespace safering::checkpoint {
@@ -92,19 +89,13 @@ class WriteExchange {
     // A source, and what is wanted of it in order of the questions.
     struct Taking {
         std::uint32_t rank;
-        std::shared_ptr<PeerSocket> socket;
-        std::vector<std::uint32_t> items;
+        std::vector<std::uint32_t> items{};
         std::size_t answered = 0;
-        bool has_segment = false;
-        /// Asked for Yama's permission.
-        bool asked = false;
         /// All items have been told, and it is known how to take them.
         bool told = false;
     };
     struct Giving {
         std::uint32_t rank;
-        std::shared_ptr<PeerSocket> socket;
-        std::optional<SharedSegment> segment;
         /// It needs nothing more.
         bool done = false;
     };
@@ -115,52 +106,38 @@ class WriteExchange {
         std::size_t left = 0;
     };
 
-    WriteExchange(Reactor& reactor, const SavePlan& plan);
+    explicit WriteExchange(const SavePlan& plan);
 
     Result<void> make_items();
-    void connect(const ExchangePlan::Peer& peer, std::shared_ptr<PeerSocket>& socket);
-    void ask(std::size_t taking);
-    void on_connected(std::shared_ptr<PeerSocket> socket, std::uint32_t rank);
-    void on_taking_message(std::size_t taking, std::span<const std::byte> message);
-    void on_giving_message(Giving& giving, std::span<const std::byte> message,
-                           Descriptor descriptor);
+    void ask(const Taking& taking);
+    void on_message(std::uint32_t rank, std::span<const std::byte> message);
     void take_table(Taking& taking, const std::vector<PeerItem>& table);
     void choose_way(Taking& taking);
     void ready_if_told();
-    void give_table(Giving& giving, const std::vector<std::uint32_t>& wanted);
-    void map_segment(Giving& giving, const std::vector<std::uint64_t>& bytes,
-                     Descriptor descriptor);
-    void fill(Giving& giving, const PeerOrder& order);
+    void give_table(std::uint32_t taker, const std::vector<std::uint32_t>& wanted);
+    void fill(std::uint32_t taker, const PeerOrder& order);
     void release(Giving& giving);
     Result<void> take_short_runs(const Item& item, ByteRange window, std::byte* image);
     void start_fetches();
     void order(std::uint32_t slot);
     void on_filled(std::uint32_t slot);
-    bool released(std::uint32_t taker) const;
     void lost(std::uint32_t rank, const std::string& why);
     void fail(Error error);
 
-    Reactor& reactor_;
-    PeerHub* hub_ = nullptr;
+    std::unique_ptr<PeerGroup> group_;
     const ExchangePlan plan_;
-    const std::string attempt_;
-    const std::uint32_t rank_;
     const std::uint64_t chunk_bytes_;
-    const std::string key_;
     Handlers handlers_;
     bool open_ = false;
     bool ready_ = false;
     bool taken_ = false;
     std::vector<Item> items_; // parallel to plan_.items
     std::vector<Taking> taking_;
-    std::vector<std::unique_ptr<Giving>> giving_; // all that have connected
-    std::vector<std::shared_ptr<PeerSocket>> watching_;
-    std::size_t takers_left_ = 0;
-    bool in_place_ = true; // takes from processes' memory
-    std::optional<SharedSegment> slots_;
+    std::vector<Giving> giving_;
+    bool in_place_ = true;                      // takes from processes' memory
+    std::byte* slots_ = nullptr;                // that sources fill
     std::vector<std::optional<Fetch>> filling_; // one a slot
     std::deque<Fetch> fetches_;
-    std::optional<PeerPermission> permission_;
     std::vector<std::byte> scratch_; // a few rows' worth, hot in the cache
     ExchangeReport report_;
 };

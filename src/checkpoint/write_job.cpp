@@ -2,45 +2,20 @@
 
 #include <algorithm>
 #include <bit>
-#include <cstring>
+#include <ctime>
 #include <future>
 
 #include <boost/asio/post.hpp>
 #include <fmt/format.h>
-#include <fmt/ranges.h>
 
 #include "checkpoint/attempt.hpp"
+#include "checkpoint/check_source.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/planned_box.hpp"
+#include "io/staging_pool.hpp"
 
 namespace safering::checkpoint {
-
-namespace {
-
-Result<void> check_source(const SavePlan& plan, std::size_t item, const TensorView& source) {
-    const WriteItem& planned = plan.items[item];
-    const auto bad = [&](std::string detail) {
-        Error error{.code = Errc::plan_shape_mismatch,
-                    .operation = fmt::format("write data of rank {}", plan.rank),
-                    .tensor = planned.fqn,
-                    .detail = std::move(detail)};
-        return std::unexpected(std::move(error));
-    };
-    if (source.dtype != planned.dtype)
-        return bad(
-            fmt::format("planned as {}, the data is {}", name(planned.dtype), name(source.dtype)));
-    if (source.shape != planned.chunk.sizes)
-        return bad(fmt::format("planned as [{}], the data is [{}]",
-                               fmt::join(planned.chunk.sizes, ","), fmt::join(source.shape, ",")));
-    if (!source.strides.empty() && source.strides.size() != source.shape.size())
-        return bad("strides and shape differ in rank");
-    if (source.data == nullptr && std::ranges::find(source.shape, 0u) == source.shape.end())
-        return bad("the data is a null pointer");
-    return {};
-}
-
-} // namespace
 
 Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, const SavePlan& plan,
                                                  SavePlanner& planner, WriteJobOptions options) {
@@ -71,7 +46,8 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, const SavePla
 WriteJob::WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions options)
     : CellPipeline(reactor, Opcode::write, std::move(options.progress), options.stop),
       directory_(storage.directory), chunk_bytes_(storage.chunk_bytes), digests_(options.digests),
-      planned_(storage.files), spans_(storage.files.size()), stop_(std::move(options.stop)) {
+      planned_(storage.files), spans_(storage.files.size()), stop_(std::move(options.stop)),
+      throttle_(std::move(options.throttle)) {
     if (storage.exchange)
         cells_ = storage.exchange->cells;
 }
@@ -80,7 +56,7 @@ WriteJob::WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions
 Result<void> WriteJob::add_item(const SavePlan& plan, std::size_t index, TensorView source) {
     const WriteItem& item = plan.items[index];
     const ItemPlacement& placement = plan.storage->placements[index];
-    if (auto checked = check_source(plan, index, source); !checked)
+    if (auto checked = check_source(plan.rank, item, source); !checked)
         return std::unexpected(std::move(checked.error()));
     if (placement.file >= planned_.size())
         return safering::fail(Errc::plan_bad_bytes, "write data", "placement names no file");
@@ -154,53 +130,6 @@ Result<void> WriteJob::add_items(const SavePlan& plan, SavePlanner& planner) {
     return {};
 }
 
-Result<void> WriteJob::join_exchange(const SavePlan& plan) {
-    const ExchangePlan& exchange = *plan.storage->exchange;
-    for (std::size_t i = 0; i < exchange.positions.size(); ++i) {
-        if (exchange.positions[i] >= place_of_.size())
-            place_of_.resize(std::size_t{exchange.positions[i]} + 1, not_here);
-        place_of_[exchange.positions[i]] = static_cast<std::uint32_t>(i);
-    }
-    auto made = WriteExchange::make(reactor_, plan);
-    if (!made)
-        return std::unexpected(std::move(made.error()));
-    exchange_ = std::move(*made);
-    exchanging_ = true;
-    giving_ = !exchange.takers.empty();
-    for (std::size_t f = 0; f < exchange.items.size(); ++f) {
-        const ForeignItem& item = exchange.items[f];
-        const ByteRange hull = exchange_->box_of(static_cast<std::uint32_t>(f))
-                                   .hull()
-                                   .shifted(item.placement.tensor_begin);
-        if (item.placement.file >= planned_.size() ||
-            hull.end > planned_[item.placement.file].file_bytes)
-            return safering::fail(
-                Errc::plan_bad_bytes, "write data",
-                fmt::format("item {} of rank {} lies outside of its file", item.item, item.rank));
-        foreign_.push_back(
-            {item.rank, item.item, item.placement.tensor_begin, hull.begin / chunk_bytes_});
-    }
-    return {};
-}
-
-// Of each item that its source gives, what lies in this rank's cells.
-void WriteJob::add_foreign(const ExchangePlan& exchange) {
-    for (std::uint32_t f = 0; f < foreign_.size(); ++f) {
-        if (exchange_->kept(f))
-            continue;
-        const plan::FileBox& box = exchange_->box_of(f);
-        const ByteRange hull = box.hull().shifted(foreign_[f].tensor_begin);
-        const auto item = static_cast<std::uint32_t>(items_.size()) + f;
-        for (const ExchangedCells& cells : cells_) {
-            const ByteRange owned =
-                hull.clip({cells.first_cell * chunk_bytes_, cells.last_cell * chunk_bytes_});
-            if (cells.owner == results_.rank && cells.file == exchange.items[f].placement.file &&
-                !owned.empty())
-                spans_[cells.file].push_back({owned, item, !box.contiguous()});
-        }
-    }
-}
-
 Result<void> WriteJob::plan_files() {
     for (std::size_t f = 0; f < spans_.size(); ++f) {
         auto requests = plan::RequestPlanner(chunk_bytes_).plan_writes(std::move(spans_[f]));
@@ -226,79 +155,6 @@ void WriteJob::start(Handler handler) {
                               self->begin_exchange();
                           else
                               self->open_files();
-                      });
-}
-
-// Its handlers are posted, so that none ends the exchange inside.
-void WriteJob::begin_exchange() {
-    const auto self = std::static_pointer_cast<WriteJob>(shared_from_this());
-    const auto later = [self](auto&& what) {
-        boost::asio::post(self->reactor_.executor(), std::forward<decltype(what)>(what));
-    };
-    if (giving_)
-        hold();
-    on_stop_.emplace(stop_, [self, later] {
-        later([self] {
-            self->fail({.code = std::make_error_code(std::errc::operation_canceled),
-                        .operation = "write data"});
-        });
-    });
-    exchange_->begin({.source_of = [self](std::uint32_t item) { return self->source_of(item); },
-                      .on_ready = [self, later] { later([self] { self->on_exchange_ready(); }); },
-                      .on_released =
-                          [self, later] {
-                              later([self] {
-                                  if (std::exchange(self->giving_, false))
-                                      self->release();
-                              });
-                          },
-                      .on_failed =
-                          [self, later](Error error) {
-                              later([self, error = std::move(error)] { self->fail(error); });
-                          }});
-}
-
-void WriteJob::on_exchange_ready() {
-    if (!std::exchange(exchanging_, false))
-        return;
-    add_foreign(exchange_->plan());
-    if (auto planned = plan_files(); !planned) {
-        exchanging_ = true; // nothing has begun
-        return fail(std::move(planned.error()));
-    }
-    for (const File& file : files_)
-        for (const plan::CellRequest& request : file.plan.requests)
-            cells_to_take_ += std::ranges::any_of(
-                file.plan.segments_of(request),
-                [&](const plan::Segment& segment) { return is_foreign(segment.item); });
-    if (cells_to_take_ == 0)
-        exchange_->finish_taking();
-    open_files();
-}
-
-std::optional<WriteExchange::Source> WriteJob::source_of(std::uint32_t whole) const {
-    const std::uint32_t place = place_of_.empty()          ? whole
-                                : whole < place_of_.size() ? place_of_[whole]
-                                                           : not_here;
-    if (place >= items_.size())
-        return std::nullopt;
-    const Item& item = items_[place];
-    return WriteExchange::Source{&item.copy, item.source, item.tensor_begin};
-}
-
-// Other ranks are told; what waits for them ends.
-void WriteJob::on_fail(const Error& error) {
-    if (!exchange_)
-        return;
-    exchange_->give_up(error.message());
-    for (const auto& cell : std::exchange(fetching_, {}))
-        finish_loading(cell);
-    boost::asio::post(reactor_.executor(),
-                      [self = std::static_pointer_cast<WriteJob>(shared_from_this())] {
-                          if (std::exchange(self->giving_, false))
-                              self->release();
-                          if (std::exchange(self->exchanging_, false))
-                              self->start_cells();
                       });
 }
 
@@ -359,9 +215,62 @@ std::uint64_t WriteJob::tensor_begin_of(std::uint32_t item) const {
                             : items_[item].tensor_begin;
 }
 
+std::chrono::nanoseconds WriteJob::pause() {
+    if (!throttle_ || !throttle_->limited())
+        return {};
+    timespec ran{};
+    (void)::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ran); // fails for no clock that exists
+    return throttle_->wait(std::chrono::steady_clock::now().time_since_epoch(),
+                           std::chrono::seconds(ran.tv_sec) +
+                               std::chrono::nanoseconds(ran.tv_nsec));
+}
+
+std::uint64_t& WriteJob::digest_place(const plan::Segment& segment) {
+    return results_.items[segment.item]
+        .digests[segment.range.begin / chunk_bytes_ - items_[segment.item].first_cell];
+}
+
+// Where the cell lies in staging memory as it does in the file, it is written from there.
+bool WriteJob::load_staged(Cell& cell) {
+    if (cell.request->gaps)
+        return false;
+    const std::byte* image = nullptr;
+    const auto segments = files_[cell.file].plan.segments_of(*cell.request);
+    for (const plan::Segment& segment : segments) {
+        if (is_foreign(segment.item) || !items_[segment.item].copy.memory_contiguous())
+            return false;
+        const Item& item = items_[segment.item];
+        const std::uint64_t begin = item.tensor_begin + item.copy.file_box().hull().begin;
+        const std::byte* lies = item.source + (segment.range.begin - begin);
+        if (image == nullptr)
+            image = lies - (segment.range.begin - cell.image_begin);
+        if (lies != image + (segment.range.begin - cell.image_begin))
+            return false;
+    }
+    const ByteRange range = cell.request->range;
+    const std::byte* first = image + (range.begin - cell.image_begin);
+    if (reinterpret_cast<std::uintptr_t>(image) % block_bytes != 0 ||
+        !io::StagingPool::of_process().holds(first, range.size()))
+        return false;
+    cell.image = const_cast<std::byte*>(image); // a write reads it only
+    cell.whole = true;
+    if (digests_)
+        for (const plan::Segment& segment : segments)
+            digest_place(segment) =
+                plan::digest_of({image + (segment.range.begin - cell.image_begin),
+                                 static_cast<std::size_t>(segment.range.size())});
+    return true;
+}
+
 Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading) {
     Cell& cell = *loading;
     cell.image_begin = round_down(cell.request->range.begin, block_bytes);
+    if (throttle_)
+        throttle_->add_bytes(cell.request->range.size());
+    if (load_staged(cell)) {
+        end_loading(cell);
+        return Loaded::now;
+    }
     plan::Digest digest;
     std::vector<WriteExchange::Wanted> wanted;
     std::uint64_t bytes = 0;
@@ -383,8 +292,7 @@ Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading
             {segment.range.begin - item.tensor_begin, segment.range.end - item.tensor_begin},
             digests_ ? &digest : nullptr);
         if (digests_)
-            results_.items[segment.item]
-                .digests[segment.range.begin / chunk_bytes_ - item.first_cell] = digest.value();
+            digest_place(segment) = digest.value();
     }
     cell.whole = bytes == cell.request->range.size();
     if (wanted.empty()) {
@@ -411,46 +319,6 @@ std::uint64_t WriteJob::bytes_of(const plan::Segment& segment) const {
            box.bytes_before(segment.range.begin - begin);
 }
 
-// Whether another rank's bytes are in the image now.
-Result<bool> WriteJob::take(Cell& cell, const plan::Segment& segment) {
-    std::byte* image = cell.buffer.data() + (segment.range.begin - cell.image_begin);
-    auto taken = exchange_->take(
-        {segment.item - static_cast<std::uint32_t>(items_.size()), segment.range}, image);
-    if (taken && *taken)
-        add_piece(segment, image);
-    return taken;
-}
-
-// `image` holds the segment's range.
-void WriteJob::add_piece(const plan::Segment& segment, const std::byte* image) {
-    const Foreign& item = foreign_[segment.item - items_.size()];
-    const ByteRange window{segment.range.begin - item.tensor_begin,
-                           segment.range.end - item.tensor_begin};
-    results_.pieces.push_back(
-        {item.rank, item.item,
-         static_cast<std::uint32_t>(segment.range.begin / chunk_bytes_ - item.first_cell),
-         digests_ ? plan::digest_of_image(box_of(segment.item), image, window) : 0});
-}
-
-// `slot` is an image of the whole cell.
-void WriteJob::copy_fetched(Cell& cell, const std::vector<WriteExchange::Wanted>& wanted,
-                            const std::byte* slot) {
-    const std::uint64_t cell_begin = round_down(cell.request->range.begin, chunk_bytes_);
-    for (const WriteExchange::Wanted& want : wanted) {
-        const plan::Segment segment{want.window,
-                                    static_cast<std::uint32_t>(items_.size()) + want.foreign,
-                                    !exchange_->box_of(want.foreign).contiguous()};
-        const std::uint64_t begin = foreign_[want.foreign].tensor_begin;
-        box_of(segment.item)
-            .for_each_run({want.window.begin - begin, want.window.end - begin}, [&](ByteRange run) {
-                const std::uint64_t at = run.begin + begin;
-                std::memcpy(cell.buffer.data() + (at - cell.image_begin), slot + (at - cell_begin),
-                            run.size());
-            });
-        add_piece(segment, cell.buffer.data() + (want.window.begin - cell.image_begin));
-    }
-}
-
 void WriteJob::end_loading(Cell& cell) {
     cell.transfers = plan::write_transfers(runs_of(cell), block_bytes, plan::direct_run_bytes);
     if (cells_to_take_ == 0)
@@ -462,8 +330,8 @@ void WriteJob::end_loading(Cell& cell) {
         exchange_->finish_taking();
 }
 
-Result<void> WriteJob::unload(Cell&) {
-    return {};
+Result<CellPipeline::Unloaded> WriteJob::unload(const std::shared_ptr<Cell>&) {
+    return Unloaded::now;
 }
 
 void WriteJob::on_file_done(std::size_t index) {

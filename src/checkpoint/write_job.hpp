@@ -8,6 +8,7 @@
 #include <safering/planner.hpp>
 
 #include "checkpoint/cell_pipeline.hpp"
+#include "checkpoint/throttle.hpp"
 #include "checkpoint/write_exchange.hpp"
 #include "plan/box.hpp"
 
@@ -17,6 +18,8 @@ struct WriteJobOptions {
     bool digests = true;
     CellPipeline::Progress progress{};
     std::stop_token stop{};
+    /// Null: without limits.
+    std::shared_ptr<Throttle> throttle{};
 };
 
 class WriteJob final : public CellPipeline {
@@ -66,7 +69,10 @@ class WriteJob final : public CellPipeline {
     std::optional<WriteExchange::Source> source_of(std::uint32_t item) const;
     void open_files();
     bool is_foreign(std::uint32_t item) const { return item >= items_.size(); }
+    std::chrono::nanoseconds pause() override;
     Result<Loaded> load(const std::shared_ptr<Cell>& cell) override;
+    bool load_staged(Cell& cell);
+    std::uint64_t& digest_place(const plan::Segment& segment);
     std::uint64_t bytes_of(const plan::Segment& segment) const;
     Result<bool> take(Cell& cell, const plan::Segment& segment);
     void add_piece(const plan::Segment& segment, const std::byte* image);
@@ -74,7 +80,7 @@ class WriteJob final : public CellPipeline {
                       const std::byte* slot);
     void end_loading(Cell& cell);
     void on_fail(const Error& error) override;
-    Result<void> unload(Cell& cell) override;
+    Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;
     void close_files();
@@ -99,6 +105,7 @@ class WriteJob final : public CellPipeline {
     bool giving_ = false;     // takers need this rank's memory
     std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     std::stop_token stop_;
+    std::shared_ptr<Throttle> throttle_;
     WriteResults results_;
     Handler handler_;
     bool opened_ = false;

@@ -39,6 +39,8 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     /// forget(key). The sockets are not started.
     void expect(const std::string& key, OnConnected on_connected);
     void forget(const std::string& key);
+    /// Looks for connections now.
+    void poll() { accept_all(); }
 
   private:
     struct Arrived {

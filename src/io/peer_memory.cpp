@@ -24,34 +24,46 @@ unsigned permissions = 0;
 
 } // namespace
 
-template <typename Call>
-Result<void> PeerCopy::move(const char* name, std::uint64_t address, Call call) {
-    constexpr std::size_t most_pieces = 1024; // UIO_MAXIOV
-    for (std::size_t done = 0; done < pieces_.size();) {
-        const std::size_t count = std::min(most_pieces, pieces_.size() - done);
+namespace {
+
+constexpr std::size_t most_pieces = 1024; // UIO_MAXIOV
+
+// As many pieces at a time as the system takes; `move(pieces, bytes)` says how much it has moved.
+template <typename Move>
+Result<void> move_all(std::vector<iovec>& pieces, Move move) {
+    for (std::size_t done = 0; done < pieces.size();) {
+        const std::size_t count = std::min(most_pieces, pieces.size() - done);
         std::size_t bytes = 0;
         for (std::size_t i = done; i < done + count; ++i)
-            bytes += pieces_[i].iov_len;
-        const iovec remote{reinterpret_cast<void*>(address), bytes};
-        const ssize_t moved = call(process_, &pieces_[done], count, &remote, 1, 0);
+            bytes += pieces[i].iov_len;
+        const ssize_t moved = move(std::span(&pieces[done], count), bytes);
         if (moved != static_cast<ssize_t>(bytes)) {
             if (moved >= 0)
                 errno = EFAULT; // what follows is not mapped there
-            return refused(name);
+            return refused("process_vm_readv");
         }
-        address += bytes;
         done += count;
     }
-    pieces_.clear();
+    pieces.clear();
     return {};
 }
 
+} // namespace
+
 Result<void> PeerCopy::read(std::uint64_t address) {
-    return move("process_vm_readv", address, ::process_vm_readv);
+    return move_all(pieces_, [&](std::span<const iovec> pieces, std::size_t bytes) {
+        const iovec there{reinterpret_cast<void*>(address), bytes};
+        address += bytes;
+        return ::process_vm_readv(process_, pieces.data(), pieces.size(), &there, 1, 0);
+    });
 }
 
-Result<void> PeerCopy::write(std::uint64_t address) {
-    return move("process_vm_writev", address, ::process_vm_writev);
+Result<void> PeerGather::read(std::byte* data) {
+    return move_all(pieces_, [&](std::span<const iovec> pieces, std::size_t bytes) {
+        const iovec here{data, bytes};
+        data += bytes;
+        return ::process_vm_readv(process_, &here, 1, pieces.data(), pieces.size(), 0);
+    });
 }
 
 PeerPermission::PeerPermission() {

@@ -1,6 +1,6 @@
-// The memory of another process of this host: read and written in place, or shared.
+// The memory of another process of this host: read in place, or shared.
 //
-// In place by process_vm_readv and process_vm_writev, one copy, which want the same user and, under Yama, the
+// In place by process_vm_readv, one copy, which want the same user and, under Yama, the
 // other's permission; some containers refuse them. Then through a segment that both map, two copies.
 #pragma once
 
@@ -17,27 +17,41 @@
 
 namespace safering {
 
-/// Copies between bytes that lie together in another process and pieces of this one's memory.
+/// Copies from another process. Of both the errors: what the system says (EPERM where it is not permitted, ESRCH
+/// where the process has ended, EFAULT).
+///
+/// Bytes that lie together there, into pieces of this process's memory.
 class PeerCopy {
   public:
     /// `process` as this process knows it.
     explicit PeerCopy(int process) : process_(process) {}
-    /// A piece that comes next, of this process.
+    /// A piece that comes next.
     void add(std::byte* data, std::size_t bytes) { pieces_.push_back({data, bytes}); }
-    /// All pieces, from or to `address` in the other process; afterwards there are none. Errors: what the
-    /// system says (EPERM where it is not permitted, ESRCH where the process has ended, EFAULT).
+    /// All pieces, from `address` on in the other process; afterwards there are none.
     Result<void> read(std::uint64_t address);
-    Result<void> write(std::uint64_t address);
 
   private:
-    template <typename Call>
-    Result<void> move(const char* name, std::uint64_t address, Call call);
-
     int process_;
     std::vector<iovec> pieces_;
 };
 
-/// Lets any process of this user read and write this one's memory while one lives, where Yama forbids it by
+/// Pieces of its memory, into bytes that lie together here.
+class PeerGather {
+  public:
+    explicit PeerGather(int process) : process_(process) {}
+    /// A piece that comes next.
+    void add(std::uint64_t address, std::size_t bytes) {
+        pieces_.push_back({reinterpret_cast<void*>(address), bytes});
+    }
+    /// All pieces; afterwards there are none.
+    Result<void> read(std::byte* data);
+
+  private:
+    int process_;
+    std::vector<iovec> pieces_;
+};
+
+/// Lets any process of this user read this one's memory while one lives, where Yama forbids it by
 /// default (kernel.yama.ptrace_scope 1). The kernel knows one such permission a process: one that was given
 /// to another process before is lost.
 class PeerPermission {

@@ -191,6 +191,15 @@ std::uint64_t FileBox::bytes_before(std::uint64_t offset) const {
     return before + std::min(rest, run_bytes_);
 }
 
+std::uint64_t FileBox::longest_gap() const {
+    std::uint64_t longest = 0, body = run_bytes_;
+    for (std::size_t k = loops_.size(); k-- > 0;) {
+        longest = std::max(longest, loops_[k].file_stride - body);
+        body += (loops_[k].count - 1) * loops_[k].file_stride;
+    }
+    return longest;
+}
+
 bool BoxCopy::memory_dense() const {
     std::uint64_t body = run_bytes_;
     for (std::size_t k = loops_.size(); k-- > 0; body *= loops_[k].count)

@@ -31,6 +31,8 @@ class FileBox {
     /// The box is its hull.
     bool contiguous() const { return loops_.empty(); }
 
+    /// Between two of its runs; 0 where it is its hull.
+    std::uint64_t longest_gap() const;
     /// Calls f(ByteRange) for the part of each run that lies in `window`, in rising order;
     /// starts at the window, in time proportional to the rank and the runs inside it. Adjacent
     /// runs may be reported apart.

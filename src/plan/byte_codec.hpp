@@ -21,7 +21,8 @@ enum class ByteKind : std::uint8_t {
     write_results,
     load_plan,
     metadata,
-    storage_plan
+    storage_plan,
+    rank_message
 };
 
 /// Longer names are written out each time: a short input cannot repeat a long string at will.

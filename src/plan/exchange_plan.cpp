@@ -1,19 +1,15 @@
 #include "plan/exchange_plan.hpp"
 
 #include <algorithm>
-#include <map>
-#include <numeric>
 #include <tuple>
 
-#include "endpoint.hpp"
 #include "plan/box.hpp"
+#include "plan/cell_owners.hpp"
 #include "plan/request_planner.hpp"
 
 namespace safering::plan {
 
 namespace {
-
-using Ranks = std::vector<std::uint32_t>; // rising
 
 // What one rank has in one cell.
 struct Touch {
@@ -24,20 +20,6 @@ struct Touch {
     // What would go through the page cache, and in how many runs.
     std::uint64_t short_bytes;
     std::uint64_t short_runs;
-};
-
-// A cell that is exchanged.
-struct Cell {
-    std::uint32_t file;
-    std::uint32_t ranks; // number of its set of ranks
-    std::uint64_t cell;
-    std::uint64_t bytes;
-};
-
-// Cells of one owner that follow each other.
-struct Region {
-    ExchangedCells cells;
-    std::uint32_t ranks;
 };
 
 // Nanoseconds of CPU, measured (2 ranks, rows of 1 and 8 KiB; virtio ext4): a short run through the page cache,
@@ -58,36 +40,29 @@ class ExchangePlanner {
             return out;
         find_touches();
         choose_cells();
-        assign_owners();
-        for (const Region& region : regions_)
-            for (const std::uint32_t rank : sets_[region.ranks]) {
+        regions_ = owners_.assign(std::move(load_));
+        for (const OwnedCells& region : regions_)
+            for (const std::uint32_t rank : owners_.ranks(region.ranks)) {
                 if (!out[rank])
                     out[rank] = ExchangePlan{.way = options_.way};
-                out[rank]->cells.push_back(region.cells);
+                out[rank]->cells.push_back(
+                    {region.file, region.owner, region.first_cell, region.last_cell});
             }
         hand_items(out);
         return out;
     }
 
   private:
-    // Numbers the hosts; false where no two ranks share one.
+    // False where no two ranks share one.
     bool find_hosts() {
-        std::map<std::string_view, std::uint32_t> numbers;
-        std::vector<std::uint32_t> ranks_on;
-        bool shared = false;
-        for (const SavePlan& plan : plans_) {
-            const std::string_view host = host_of(plan.endpoint);
-            if (host.empty()) {
-                host_.push_back(no_host);
-                continue;
-            }
-            const auto [found, inserted] =
-                numbers.emplace(host, static_cast<std::uint32_t>(numbers.size()));
-            host_.push_back(found->second);
-            ranks_on.resize(numbers.size());
-            shared |= ++ranks_on[found->second] > 1;
-        }
-        return shared;
+        std::vector<std::string_view> endpoints;
+        for (const SavePlan& plan : plans_)
+            endpoints.push_back(plan.endpoint);
+        host_ = number_hosts(endpoints);
+        Ranks sorted = host_;
+        std::ranges::sort(sorted);
+        const auto none = std::ranges::lower_bound(sorted, no_host);
+        return std::adjacent_find(sorted.begin(), none) != none;
     }
 
     ByteRange hull_of(std::size_t rank, std::size_t item, const FileBox& box) const {
@@ -137,7 +112,6 @@ class ExchangePlanner {
     }
 
     void choose_cells() {
-        std::map<Ranks, std::uint32_t> numbers;
         Ranks ranks;
         for (std::size_t begin = 0, end = 0; begin < touches_.size(); begin = end) {
             const auto [file, cell] = std::pair(touches_[begin].file, touches_[begin].cell);
@@ -150,16 +124,12 @@ class ExchangePlanner {
             const std::span<const Touch> all(&touches_[begin], end - begin);
             if (!on_one_host(ranks) || !worthwhile(all, ranks.size()))
                 continue;
-            const auto [set, inserted] =
-                numbers.emplace(ranks, static_cast<std::uint32_t>(sets_.size()));
-            if (inserted)
-                sets_.push_back(ranks);
             std::uint64_t bytes = 0;
             for (const Touch& touch : all) {
                 bytes += touch.bytes;
                 load_[touch.rank] -= touch.bytes;
             }
-            cells_.push_back({file, set->second, cell, bytes});
+            owners_.add(file, cell, ranks, bytes);
         }
         touches_ = {};
     }
@@ -182,68 +152,6 @@ class ExchangePlanner {
         const double taken =
             taken_byte_ns * bytes * others + taken_part_ns * static_cast<double>(ranks - 1);
         return options_.way != ExchangeWay::automatic || taken < cached;
-    }
-
-    void assign_owners() {
-        for (std::size_t begin = 0, end = 0; begin < cells_.size(); begin = end) {
-            while (end < cells_.size() && cells_[end].file == cells_[begin].file &&
-                   cells_[end].ranks == cells_[begin].ranks &&
-                   cells_[end].cell == cells_[begin].cell + (end - begin))
-                ++end;
-            share_out({&cells_[begin], end - begin});
-        }
-        load_ = {};
-    }
-
-    // Neighbouring cells of one set of ranks, among these: each gets what it lacks to the level that all
-    // reach together, in one piece.
-    void share_out(std::span<const Cell> cells) {
-        Ranks order = sets_[cells.front().ranks];
-        std::ranges::stable_sort(order, {}, [&](std::uint32_t rank) { return load_[rank]; });
-        std::uint64_t left = 0;
-        for (const Cell& cell : cells)
-            left += cell.bytes;
-        std::size_t at = 0;
-        for (std::size_t r = 0; r < order.size() && at < cells.size(); ++r) {
-            const std::uint32_t rank = order[r];
-            const std::size_t first = at;
-            // Of those that are left, so that what rounding gives one the others do not lack at the end.
-            const std::uint64_t level = common_level(std::span(order).subspan(r), left);
-            // To the nearest cell; the last takes what is left.
-            while (at < cells.size() &&
-                   (r + 1 == order.size() || load_[rank] + cells[at].bytes / 2 < level)) {
-                left -= cells[at].bytes;
-                load_[rank] += cells[at++].bytes;
-            }
-            if (at > first)
-                add_region(cells.subspan(first, at - first), rank);
-        }
-    }
-
-    // To which the loads of `order`, rising, can be raised with so many bytes.
-    std::uint64_t common_level(std::span<const std::uint32_t> order, std::uint64_t bytes) const {
-        std::uint64_t sum = 0;
-        for (std::size_t r = 0; r < order.size(); ++r) {
-            sum += load_[order[r]];
-            const std::uint64_t level = (sum + bytes) / (r + 1);
-            if (r + 1 == order.size() || level <= load_[order[r + 1]])
-                return level;
-        }
-        return 0;
-    }
-
-    void add_region(std::span<const Cell> cells, std::uint32_t owner) {
-        const Cell& first = cells.front();
-        if (!regions_.empty()) {
-            Region& last = regions_.back();
-            if (last.ranks == first.ranks && last.cells.file == first.file &&
-                last.cells.owner == owner && last.cells.last_cell == first.cell) {
-                last.cells.last_cell += cells.size();
-                return;
-            }
-        }
-        regions_.push_back(
-            {{first.file, owner, first.cell, first.cell + cells.size()}, first.ranks});
     }
 
     // Every item to the owners of its cells.
@@ -277,32 +185,28 @@ class ExchangePlanner {
         if (hull.empty())
             return owners;
         const std::uint64_t first = hull.begin / options_.chunk_bytes;
-        auto region = std::ranges::partition_point(regions_, [&](const Region& candidate) {
-            return std::pair(candidate.cells.file, candidate.cells.last_cell) <=
-                   std::pair(file, first);
+        auto region = std::ranges::partition_point(regions_, [&](const OwnedCells& candidate) {
+            return std::pair(candidate.file, candidate.last_cell) <= std::pair(file, first);
         });
-        for (; region != regions_.end() && region->cells.file == file &&
-               region->cells.first_cell * options_.chunk_bytes < hull.end;
+        for (; region != regions_.end() && region->file == file &&
+               region->first_cell * options_.chunk_bytes < hull.end;
              ++region) {
-            const bool takes_part = std::ranges::binary_search(sets_[region->ranks], rank);
-            const std::uint32_t owner = region->cells.owner;
+            const bool takes_part = std::ranges::binary_search(owners_.ranks(region->ranks), rank);
+            const std::uint32_t owner = region->owner;
             if (takes_part && owner != rank && std::ranges::find(owners, owner) == owners.end())
                 owners.push_back(owner);
         }
         return owners;
     }
 
-    static constexpr std::uint32_t no_host = ~std::uint32_t{0};
-
     const std::vector<SavePlan>& plans_;
     const Layout& layout_;
     const ExchangeOptions options_;
     std::vector<std::uint32_t> host_; // of each rank
     std::vector<Touch> touches_;
-    std::vector<Ranks> sets_;
-    std::vector<Cell> cells_;
-    std::vector<std::uint64_t> load_; // bytes that each rank writes, so far
-    std::vector<Region> regions_;     // by (file, cell)
+    std::vector<std::uint64_t> load_; // bytes that each rank writes, without what is exchanged
+    CellOwners owners_;
+    std::vector<OwnedCells> regions_; // by (file, cell)
 };
 
 } // namespace

@@ -1,9 +1,7 @@
 // Which cells of a save's files one rank writes for others, and who. Pure.
 //
 // A cell that several ranks of one host touch is exchanged where that is cheaper than what it would take
-// otherwise: runs too short for direct I/O, written through the page cache. Neighbouring cells of the same
-// ranks are shared out among these in long runs, so that all have about the same to write and few items have
-// more than one owner.
+// otherwise: runs too short for direct I/O, written through the page cache.
 #pragma once
 
 #include <vector>

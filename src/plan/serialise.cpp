@@ -4,37 +4,20 @@
 #include <safering/plan.hpp>
 
 #include <algorithm>
-#include <bit>
 
-#include "plan/byte_codec.hpp"
+#include "plan/plan_codec.hpp"
 
 namespace safering {
 
 namespace {
 
-using plan::ByteKind;
-using plan::ByteReader;
-using plan::ByteWriter;
+using namespace plan;
 
 Dtype take_dtype(ByteReader& in, std::uint8_t value) {
     if (value < dtype_count)
         return static_cast<Dtype>(value);
     in.refuse("unknown dtype");
     return {};
-}
-
-// Reserved before the first element has been read: the rest must be there before it costs memory.
-constexpr std::size_t most_reserved = 4096;
-
-// A list of things that take at least `least_bytes` each.
-template <typename List = void, typename Take>
-auto take_list(ByteReader& in, std::size_t least_bytes, Take take) {
-    std::conditional_t<std::is_void_v<List>, std::vector<decltype(take())>, List> list;
-    const std::size_t count = in.count(least_bytes);
-    list.reserve(std::min(count, most_reserved));
-    for (std::size_t i = 0; i < count && in.ok(); ++i)
-        list.push_back(take());
-    return list;
 }
 
 std::uint32_t take_file(ByteReader& in, std::size_t files) {
@@ -120,13 +103,8 @@ void put(ByteWriter& out, const ExchangePlan& exchange) {
         out.shape(item.size);
         put(out, item.placement);
     }
-    for (const auto* peers : {&exchange.sources, &exchange.takers}) {
-        out.number(peers->size());
-        for (const ExchangePlan::Peer& peer : *peers) {
-            out.number(peer.rank);
-            out.text(peer.endpoint);
-        }
-    }
+    plan::put(out, exchange.sources);
+    plan::put(out, exchange.takers);
     out.number(exchange.positions.size());
     for (const std::uint32_t position : exchange.positions)
         out.number(position);
@@ -134,10 +112,7 @@ void put(ByteWriter& out, const ExchangePlan& exchange) {
 
 ExchangePlan take_exchange_plan(ByteReader& in, std::size_t files) {
     ExchangePlan exchange;
-    const std::uint8_t way = in.byte();
-    if (way > static_cast<std::uint8_t>(ExchangeWay::shared_memory))
-        in.refuse("unknown way of exchange");
-    exchange.way = static_cast<ExchangeWay>(way);
+    exchange.way = take_way(in);
     exchange.cells = take_list(in, 4, [&] {
         ExchangedCells cells;
         cells.file = take_file(in, files);
@@ -156,13 +131,8 @@ ExchangePlan take_exchange_plan(ByteReader& in, std::size_t files) {
         item.placement = take_placement(in, files);
         return item;
     });
-    for (auto* peers : {&exchange.sources, &exchange.takers})
-        *peers = take_list(in, 2, [&] {
-            ExchangePlan::Peer peer;
-            peer.rank = in.number32();
-            peer.endpoint = in.text();
-            return peer;
-        });
+    exchange.sources = take_peers(in);
+    exchange.takers = take_peers(in);
     exchange.positions = take_list(in, 1, [&] { return in.number32(); });
     return exchange;
 }
@@ -186,14 +156,6 @@ void put(ByteWriter& out, const StoragePlan& storage) {
         put(out, *storage.exchange);
 }
 
-// Whether an optional value follows.
-bool take_flag(ByteReader& in) {
-    const std::uint8_t flag = in.byte();
-    if (flag > 1)
-        in.refuse("expected 0 or 1");
-    return flag == 1;
-}
-
 StoragePlan take_storage_plan(ByteReader& in, std::size_t items) {
     StoragePlan storage;
     storage.attempt = in.text();
@@ -202,9 +164,7 @@ StoragePlan take_storage_plan(ByteReader& in, std::size_t items) {
     if (layout > static_cast<std::uint8_t>(FileLayout::sharded))
         in.refuse("unknown layout");
     storage.layout = static_cast<FileLayout>(layout);
-    storage.chunk_bytes = in.number();
-    if (storage.chunk_bytes < 4096 || !std::has_single_bit(storage.chunk_bytes))
-        in.refuse("chunk_bytes is not a power of two of at least 4096");
+    storage.chunk_bytes = take_chunk_bytes(in);
     storage.files = take_list(in, 3, [&] {
         PlannedFile file;
         file.name = in.text();
@@ -304,13 +264,6 @@ TensorStorageMetadata take_tensor(ByteReader& in, std::size_t files) {
     return tensor;
 }
 
-template <typename T>
-Result<T> finish(ByteReader& in, T value) {
-    if (auto good = in.finish(); !good)
-        return std::unexpected(std::move(good.error()));
-    return value;
-}
-
 } // namespace
 
 std::vector<std::byte> to_bytes(const SavePlan& plan) {
@@ -378,36 +331,6 @@ Result<WriteResults> write_results_from_bytes(std::span<const std::byte> bytes) 
     results.exchange.shared_memory_bytes = in.number();
     results.exchange.reason = in.text();
     return finish(in, std::move(results));
-}
-
-std::vector<std::byte> to_bytes(const LoadPlan& plan) {
-    ByteWriter out(ByteKind::load_plan);
-    out.number(plan.items.size());
-    for (const ReadItem& item : plan.items) {
-        out.name(item.fqn);
-        out.number(item.chunk);
-        out.shape(item.storage_offsets);
-        out.shape(item.dest_index);
-        out.shape(item.dest_offsets);
-        out.shape(item.lengths);
-    }
-    return std::move(out).finish();
-}
-
-Result<LoadPlan> load_plan_from_bytes(std::span<const std::byte> bytes) {
-    ByteReader in(bytes, ByteKind::load_plan);
-    LoadPlan plan;
-    plan.items = take_list(in, 6, [&] {
-        ReadItem item;
-        item.fqn = in.name();
-        item.chunk = in.number32();
-        item.storage_offsets = in.shape();
-        item.dest_index = in.shape();
-        item.dest_offsets = in.shape();
-        item.lengths = in.shape();
-        return item;
-    });
-    return finish(in, std::move(plan));
 }
 
 std::vector<std::byte> to_bytes(const Metadata& metadata) {

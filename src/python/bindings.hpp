@@ -19,16 +19,20 @@
 #include <safering/plan.hpp>
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
+#include <safering/storage_writer.hpp>
 
 namespace safering::python {
 
 namespace py = pybind11;
 
 void bind_reactor(py::module_& module);
+void bind_save_plan(py::module_& module);
 void bind_writer(py::module_& module);
 void bind_reader(py::module_& module);
 void bind_files(py::module_& module);
+void bind_retention(py::module_& module);
 void bind_staging(py::module_& module);
+void bind_async_saver(py::module_& module);
 void bind_stored_file(py::module_& module);
 
 /// A tuple (or any sequence) of ints, as torch.Size is one.
@@ -36,12 +40,15 @@ Shape to_shape(py::handle numbers);
 Strides to_strides(py::handle numbers);
 py::tuple to_tuple(const Shape& shape);
 Dtype to_dtype(py::handle code);
+ExchangeWay to_way(const std::string& text);
 /// UTF-8; a name that holds lone surrogates is an error that says so.
 std::string to_text(py::handle text);
 std::span<const std::byte> to_span(const py::bytes& bytes);
 py::bytes to_bytes_object(const std::vector<std::byte>& bytes);
 std::vector<WriteResults> to_results(const std::vector<py::bytes>& packed);
 py::dict to_dict(const ReactorInfo& info);
+py::dict to_dict(const SaveReport& report);
+ExchangeWay to_way(const std::string& text);
 
 /// The columns of a call must be equally long.
 void check_columns(std::size_t count, std::initializer_list<py::sequence> columns);

@@ -46,6 +46,16 @@ Dtype to_dtype(py::handle code) {
     return static_cast<Dtype>(value);
 }
 
+ExchangeWay to_way(const std::string& text) {
+    for (const ExchangeWay way : {ExchangeWay::automatic, ExchangeWay::off,
+                                  ExchangeWay::process_memory, ExchangeWay::shared_memory})
+        if (text == name(way))
+            return way;
+    throw py::value_error("exchange must be 'automatic', 'off', 'process_memory' or "
+                          "'shared_memory', not '" +
+                          text + "'");
+}
+
 std::string to_text(py::handle text) {
     Py_ssize_t size = 0;
     const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);

@@ -42,9 +42,12 @@ PYBIND11_MODULE(_native, module) {
     // The name of each dtype; calls give dtypes as positions in it.
     module.attr("dtype_names") = py::tuple(dtypes);
     bind_reactor(module);
+    bind_save_plan(module);
     bind_writer(module);
     bind_reader(module);
     bind_files(module);
+    bind_retention(module);
     bind_staging(module);
+    bind_async_saver(module);
     bind_stored_file(module);
 }

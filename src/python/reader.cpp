@@ -1,5 +1,6 @@
 #include "python/bindings.hpp"
 
+#include <safering/planner.hpp>
 #include <safering/storage_reader.hpp>
 
 namespace safering::python {
@@ -19,11 +20,12 @@ Verification to_verification(const std::string& name) {
 class Reader {
   public:
     Reader(std::string path, std::shared_ptr<Reactor> reactor, const std::string& verification,
-           bool strict)
+           bool strict, const std::string& exchange)
         : count_(std::make_shared<ProgressCount>()),
           reader_(std::move(path),
                   {.verification = to_verification(verification),
                    .strict = strict,
+                   .exchange = to_way(exchange),
                    .progress =
                        [count = count_](std::uint64_t done, std::uint64_t total) {
                            count->total = total;
@@ -53,6 +55,34 @@ class Reader {
         return py::make_tuple(files, tensors);
     }
 
+    // As read_metadata, without telling what is there.
+    void open() {
+        const py::gil_scoped_release release;
+        metadata_ = value_or_throw(reader_.read_metadata());
+    }
+
+    std::size_t size() const { return metadata_.tensors.size(); }
+
+    // (dtype or -1, size) of each tensor; the size only where it is another than expected.
+    py::tuple stored(const py::list& fqns, const py::list& sizes) const {
+        check_columns(py::len(fqns), {sizes});
+        py::list codes, others;
+        for (std::size_t i = 0; i < py::len(fqns); ++i) {
+            const auto found = metadata_.tensors.find(to_text(fqns[i]));
+            if (found == metadata_.tensors.end()) {
+                codes.append(-1);
+                others.append(py::none());
+                continue;
+            }
+            codes.append(static_cast<int>(found->second.dtype));
+            if (found->second.size == to_shape(sizes[i]))
+                others.append(py::none());
+            else
+                others.append(to_tuple(found->second.size));
+        }
+        return py::make_tuple(codes, others);
+    }
+
     // {file name: {key: value}}
     py::dict file_metadata() const {
         py::dict out;
@@ -65,22 +95,42 @@ class Reader {
         return out;
     }
 
+    // What this rank would read, for prepare_global_plan; also where that is nothing.
+    py::bytes prepare_local_plan(const py::list& fqns, const py::list& chunk_offsets,
+                                 const py::list& chunk_hints, const py::list& storage_offsets,
+                                 const py::list& lengths) {
+        LoadPlan plan = make_plan(fqns, chunk_offsets, chunk_hints, storage_offsets, lengths);
+        std::vector<std::byte> offer;
+        {
+            const py::gil_scoped_release release;
+            plan = value_or_throw(reader_.prepare_local_plan(std::move(plan)));
+            plan.items.clear(); // they travel by themselves
+            offer = to_bytes(plan);
+        }
+        return to_bytes_object(offer);
+    }
+
+    // Of each rank its part in the exchange, or None.
+    py::list prepare_global_plan(const std::vector<std::optional<py::bytes>>& offers) {
+        std::vector<LoadPlan> plans;
+        for (const std::optional<py::bytes>& offer : offers)
+            plans.push_back(offer ? value_or_throw(load_plan_from_bytes(to_span(*offer)))
+                                  : LoadPlan());
+        py::list out;
+        for (const LoadPlan& plan : value_or_throw(reader_.prepare_global_plan(std::move(plans))))
+            out.append(plan.exchange ? py::object(to_bytes_object(to_bytes(plan))) : py::none());
+        return out;
+    }
+
     void start(const py::list& fqns, const py::list& chunk_offsets, const py::list& chunk_hints,
                const py::list& storage_offsets, const py::list& lengths,
-               const TensorColumns& tensors) {
+               const TensorColumns& tensors, const std::optional<py::bytes>& exchange) {
         if (running_.valid())
             throw py::value_error("a load is under way: wait for it first");
-        LoadPlan plan;
-        plan.items.resize(py::len(fqns));
-        check_columns(plan.items.size(),
-                      {chunk_offsets, chunk_hints, storage_offsets, lengths, tensors.addresses});
-        for (std::size_t i = 0; i < plan.items.size(); ++i) {
-            ReadItem& item = plan.items[i];
-            item.fqn = to_text(fqns[i]);
-            item.chunk = find_chunk(item.fqn, to_shape(chunk_offsets[i]), chunk_hints[i]);
-            item.storage_offsets = to_shape(storage_offsets[i]);
-            item.lengths = to_shape(lengths[i]);
-        }
+        LoadPlan plan = make_plan(fqns, chunk_offsets, chunk_hints, storage_offsets, lengths);
+        check_columns(plan.items.size(), {tensors.addresses});
+        if (exchange)
+            plan.exchange = value_or_throw(load_plan_from_bytes(to_span(*exchange))).exchange;
         DestinationPlanner planner(tensors.views<MutableTensorView>());
         const py::gil_scoped_release release;
         count_->done = 0;
@@ -88,6 +138,29 @@ class Reader {
         plan_ = std::move(plan);
         planner_.emplace(std::move(planner));
         running_ = reader_.async_read_data(plan_, *planner_);
+    }
+
+    // Boxes of tensors, each of the stored dtype, from all the chunks that they are in.
+    void start_boxes(const py::list& fqns, const py::list& offsets, const py::list& sizes,
+                     const TensorColumns& tensors) {
+        if (running_.valid())
+            throw py::value_error("a load is under way: wait for it first");
+        std::vector<LocalDestination> destinations(py::len(fqns));
+        check_columns(destinations.size(), {offsets, sizes, tensors.addresses});
+        std::vector<MutableTensorView> views = tensors.views<MutableTensorView>();
+        for (std::size_t i = 0; i < destinations.size(); ++i) {
+            destinations[i].fqn = to_text(fqns[i]);
+            destinations[i].data = std::move(views[i]);
+            if (offsets[i].is_none())
+                continue;
+            destinations[i].offsets = to_shape(offsets[i]);
+            destinations[i].size = to_shape(sizes[i]);
+        }
+        const py::gil_scoped_release release;
+        count_->done = 0;
+        boxes_.emplace(std::move(destinations));
+        plan_ = value_or_throw(boxes_->create_local_plan(metadata_));
+        running_ = reader_.async_read_data(plan_, *boxes_);
     }
 
     py::dict wait(const py::object& progress) {
@@ -99,13 +172,37 @@ class Reader {
         out["tensor_bytes"] = report.tensor_bytes;
         out["read_bytes"] = report.read_bytes;
         out["verified_bytes"] = report.verified_bytes;
+        out["process_memory_bytes"] = report.exchange.process_memory_bytes;
+        out["shared_memory_bytes"] = report.exchange.shared_memory_bytes;
         out["notes"] = report.notes;
         for (const auto& [key, value] : to_dict(report.reactor))
             out[key] = value;
         return out;
     }
 
+    void decline(const py::bytes& exchange, const std::string& why) {
+        const LoadPlan plan = value_or_throw(load_plan_from_bytes(to_span(exchange)));
+        const py::gil_scoped_release release;
+        reader_.decline(plan, why);
+    }
+
   private:
+    LoadPlan make_plan(const py::list& fqns, const py::list& chunk_offsets,
+                       const py::list& chunk_hints, const py::list& storage_offsets,
+                       const py::list& lengths) const {
+        LoadPlan plan;
+        plan.items.resize(py::len(fqns));
+        check_columns(plan.items.size(), {chunk_offsets, chunk_hints, storage_offsets, lengths});
+        for (std::size_t i = 0; i < plan.items.size(); ++i) {
+            ReadItem& item = plan.items[i];
+            item.fqn = to_text(fqns[i]);
+            item.chunk = find_chunk(item.fqn, to_shape(chunk_offsets[i]), chunk_hints[i]);
+            item.storage_offsets = to_shape(storage_offsets[i]);
+            item.lengths = to_shape(lengths[i]);
+        }
+        return plan;
+    }
+
     // The hint is the chunk's number in the metadata, where DCP's planner knows it.
     std::uint32_t find_chunk(const std::string& fqn, const Shape& offsets, py::handle hint) const {
         const auto missing = [&](std::string detail) {
@@ -135,6 +232,7 @@ class Reader {
     Metadata metadata_;
     LoadPlan plan_;
     std::optional<DestinationPlanner> planner_;
+    std::optional<DefaultLoadPlanner> boxes_;
     HuggingFaceStorageReader reader_;
     std::future<LoadReport> running_;
 };
@@ -143,13 +241,25 @@ class Reader {
 
 void bind_reader(py::module_& module) {
     py::class_<Reader>(module, "Reader")
-        .def(py::init<std::string, std::shared_ptr<Reactor>, const std::string&, bool>(),
-             py::arg("path"), py::arg("reactor"), py::arg("verification"), py::arg("strict"))
+        .def(py::init<std::string, std::shared_ptr<Reactor>, const std::string&, bool,
+                      const std::string&>(),
+             py::arg("path"), py::arg("reactor"), py::arg("verification"), py::arg("strict"),
+             py::arg("exchange"))
         .def("read_metadata", &Reader::read_metadata)
+        .def("open", &Reader::open)
+        .def("__len__", &Reader::size)
+        .def("stored", &Reader::stored, py::arg("fqns"), py::arg("sizes"))
+        .def("start_boxes", &Reader::start_boxes, py::arg("fqns"), py::arg("offsets"),
+             py::arg("sizes"), py::arg("tensors"))
         .def("file_metadata", &Reader::file_metadata)
+        .def("prepare_local_plan", &Reader::prepare_local_plan, py::arg("fqns"),
+             py::arg("chunk_offsets"), py::arg("chunk_hints"), py::arg("storage_offsets"),
+             py::arg("lengths"))
+        .def("prepare_global_plan", &Reader::prepare_global_plan, py::arg("offers"))
+        .def("decline", &Reader::decline, py::arg("exchange"), py::arg("why"))
         .def("start", &Reader::start, py::arg("fqns"), py::arg("chunk_offsets"),
              py::arg("chunk_hints"), py::arg("storage_offsets"), py::arg("lengths"),
-             py::arg("tensors"))
+             py::arg("tensors"), py::arg("exchange"))
         .def("wait", &Reader::wait, py::arg("progress"));
 }
 

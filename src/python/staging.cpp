@@ -1,113 +1,62 @@
-// Memory for staged state dicts, kept from one asynchronous save to the next: the first touch of fresh pages costs
-// more than the copy (measured: 1.5 to 7 us a page of 4 KiB on virtual machines).
+// Memory for staged state dicts, kept from one asynchronous save to the next, and copies into it.
 #include "python/bindings.hpp"
 
-#include <algorithm>
-#include <cstring>
-#include <memory>
-#include <mutex>
-#include <thread>
+#include <safering/async_saver.hpp>
 
-#include "io/huge_memory.hpp"
-#include "plan/copy_kernels.hpp"
+#include "checkpoint/staged_copy.hpp"
+#include "io/staging_pool.hpp"
 
 namespace safering::python {
 
 namespace {
 
-struct Block {
-    std::shared_ptr<std::byte> memory;
-    std::size_t bytes = 0;
-};
-
-// One block waits for its next user; the larger one where two come back.
-class BlockPool {
-  public:
-    Block take(std::size_t bytes) {
-        {
-            const std::lock_guard lock(mutex_);
-            // A block of much more than is wanted stays for whoever wants it.
-            if (spare_.bytes >= bytes && spare_.bytes / 2 <= bytes)
-                return std::exchange(spare_, {});
-        }
-        return {value_or_throw(io::allocate_huge(bytes)), bytes};
-    }
-    void give(Block block) {
-        const std::lock_guard lock(mutex_);
-        if (block.bytes > spare_.bytes)
-            std::swap(block, spare_);
-    }
-    void clear() {
-        const std::lock_guard lock(mutex_);
-        spare_ = {};
-    }
-
-  private:
-    std::mutex mutex_;
-    Block spare_;
-};
-
-// Never destroyed: buffers may outlive the module.
-BlockPool& pool() {
-    static auto* const blocks = new BlockPool;
-    return *blocks;
-}
-
 class StagingBuffer {
   public:
-    explicit StagingBuffer(std::size_t bytes) : block_(pool().take(bytes)), bytes_(bytes) {}
-    ~StagingBuffer() { pool().give(std::move(block_)); }
-    StagingBuffer(const StagingBuffer&) = delete;
-    StagingBuffer& operator=(const StagingBuffer&) = delete;
+    explicit StagingBuffer(std::size_t bytes)
+        : memory_(value_or_throw(io::StagingPool::of_process().take(bytes))), bytes_(bytes) {}
 
-    std::byte* data() const { return block_.memory.get(); }
+    std::byte* data() const { return memory_.get(); }
     std::size_t bytes() const { return bytes_; }
 
   private:
-    Block block_;
+    std::shared_ptr<std::byte> memory_;
     std::size_t bytes_;
 };
 
-struct Piece {
-    std::byte* to;
-    const std::byte* from;
-    std::size_t bytes;
-};
-
-// Contiguous pieces, by as many threads as there are processors, up to the four that fill a memory controller.
-void copy(const std::vector<Piece>& pieces) {
-    std::atomic<std::size_t> next = 0;
-    const auto work = [&] {
-        for (std::size_t i = next++; i < pieces.size(); i = next++)
-            plan::copy_streaming(pieces[i].to, pieces[i].from, pieces[i].bytes);
-        plan::streaming_fence();
-    };
-    std::vector<std::jthread> helpers;
-    const std::size_t threads = std::min<std::size_t>(
-        {std::max(1u, std::thread::hardware_concurrency()), 4, pieces.size()});
-    for (std::size_t t = 1; t < threads; ++t)
-        helpers.emplace_back(work);
-    work();
+// Tensors to the addresses given, dense and row-major.
+void copy_tensors(const py::list& places, const TensorColumns& tensors) {
+    const std::vector<TensorView> views = tensors.views<TensorView>();
+    check_columns(views.size(), {places});
+    std::vector<checkpoint::StagingPiece> pieces;
+    pieces.reserve(views.size());
+    for (std::size_t i = 0; i < views.size(); ++i)
+        pieces.push_back(value_or_throw(checkpoint::make_staging_piece(
+            reinterpret_cast<std::byte*>(py::cast<std::uintptr_t>(places[i])), views[i])));
+    const py::gil_scoped_release release;
+    checkpoint::copy_pieces(pieces);
 }
 
-void copy_into(const StagingBuffer& buffer, const py::list& offsets, const py::list& addresses,
-               const py::list& sizes) {
-    check_columns(py::len(offsets), {addresses, sizes});
-    constexpr std::size_t piece_bytes = std::size_t{4} << 20;
-    std::vector<Piece> pieces;
-    for (std::size_t i = 0; i < py::len(offsets); ++i) {
-        const auto offset = py::cast<std::size_t>(offsets[i]);
-        const auto size = py::cast<std::size_t>(sizes[i]);
-        const auto* from =
-            reinterpret_cast<const std::byte*>(py::cast<std::uintptr_t>(addresses[i]));
-        if (offset > buffer.bytes() || size > buffer.bytes() - offset)
-            throw py::value_error("a copy reaches past the end of the buffer");
-        for (std::size_t done = 0; done < size; done += piece_bytes)
-            pieces.push_back(
-                {buffer.data() + offset + done, from + done, std::min(piece_bytes, size - done)});
-    }
-    const py::gil_scoped_release release;
-    copy(pieces);
+// Offsets of a plan's items in memory that lies as the files will, as far as one rank can tell.
+py::tuple staging_layout(const SavePlan& plan, const FqnToIndexMapping& mapping, bool sharded) {
+    const plan::StagingLayout layout = value_or_throw(checkpoint::expect_staging_layout(
+        plan, sharded ? FileLayout::sharded : FileLayout::full, mapping));
+    return py::make_tuple(layout.offsets, layout.bytes);
+}
+
+// Called on any thread, also when Python is about to end.
+std::function<void(std::byte*, std::size_t)> to_hook(py::function function) {
+    // Never freed: the pool outlives the interpreter.
+    auto* const kept = new py::function(std::move(function));
+    return [kept](std::byte* memory, std::size_t bytes) {
+        if (Py_IsInitialized() == 0)
+            return;
+        const py::gil_scoped_acquire acquire;
+        try {
+            (*kept)(reinterpret_cast<std::uintptr_t>(memory), bytes);
+        } catch (py::error_already_set& error) {
+            error.discard_as_unraisable("safering staging memory");
+        }
+    };
 }
 
 } // namespace
@@ -115,12 +64,31 @@ void copy_into(const StagingBuffer& buffer, const py::list& offsets, const py::l
 void bind_staging(py::module_& module) {
     py::class_<StagingBuffer>(module, "StagingBuffer", py::buffer_protocol())
         .def(py::init<std::size_t>(), py::arg("size"))
+        .def_property_readonly("address",
+                               [](const StagingBuffer& buffer) {
+                                   return reinterpret_cast<std::uintptr_t>(buffer.data());
+                               })
         .def_buffer([](StagingBuffer& buffer) {
             return py::buffer_info(reinterpret_cast<std::uint8_t*>(buffer.data()),
                                    static_cast<py::ssize_t>(buffer.bytes()));
-        })
-        .def("copy", &copy_into, py::arg("offsets"), py::arg("addresses"), py::arg("sizes"));
-    module.def("release_staging_memory", [] { pool().clear(); });
+        });
+    module.def("copy_tensors", &copy_tensors, py::arg("places"), py::arg("tensors"));
+    module.def("staging_layout", &staging_layout, py::arg("plan"), py::arg("mapping"),
+               py::arg("sharded"));
+    module.def(
+        "reserve_staging_memory",
+        [](std::size_t bytes) { value_or_throw(reserve_staging_memory(bytes)); }, py::arg("bytes"),
+        py::call_guard<py::gil_scoped_release>());
+    module.def("release_staging_memory", &release_staging_memory,
+               py::call_guard<py::gil_scoped_release>());
+    module.def("staging_memory", [] { return io::StagingPool::of_process().bytes(); });
+    module.def(
+        "set_staging_hooks",
+        [](py::function made, py::function going) {
+            io::StagingPool::of_process().set_hooks(
+                {to_hook(std::move(made)), to_hook(std::move(going))});
+        },
+        py::arg("made"), py::arg("going"));
 }
 
 } // namespace safering::python

@@ -1,6 +1,7 @@
 #include "python/bindings.hpp"
 
 #include <algorithm>
+#include <numeric>
 #include <utility>
 
 #include <safering/storage_writer.hpp>
@@ -8,22 +9,6 @@
 namespace safering::python {
 
 namespace {
-
-SavePlan make_plan(std::uint32_t rank, const py::list& fqns, const py::list& dtypes,
-                   const py::list& offsets, const py::list& sizes, const py::list& shapes) {
-    SavePlan plan{.rank = rank, .items = {}, .endpoint = {}, .storage = {}};
-    plan.items.resize(py::len(fqns));
-    check_columns(plan.items.size(), {dtypes, offsets, sizes, shapes});
-    for (std::size_t i = 0; i < plan.items.size(); ++i) {
-        WriteItem& item = plan.items[i];
-        item.fqn = to_text(fqns[i]);
-        item.dtype = to_dtype(dtypes[i]);
-        item.chunk = {to_shape(offsets[i]), to_shape(sizes[i])};
-        item.size = to_shape(shapes[i]);
-        item.type = item.chunk.sizes == item.size ? WriteItemType::tensor : WriteItemType::shard;
-    }
-    return plan;
-}
 
 // These items of a rank's whole plan.
 SavePlan select(const SavePlan& plan, const std::vector<std::uint32_t>& positions) {
@@ -39,16 +24,6 @@ SavePlan select(const SavePlan& plan, const std::vector<std::uint32_t>& position
     if (out.storage && out.storage->exchange)
         out.storage->exchange->positions = positions;
     return out;
-}
-
-ExchangeWay to_way(const std::string& text) {
-    for (const ExchangeWay way : {ExchangeWay::automatic, ExchangeWay::off,
-                                  ExchangeWay::process_memory, ExchangeWay::shared_memory})
-        if (text == name(way))
-            return way;
-    throw py::value_error("exchange must be 'automatic', 'off', 'process_memory' or "
-                          "'shared_memory', not '" +
-                          text + "'");
 }
 
 class ViewPlanner final : public SavePlanner {
@@ -68,7 +43,7 @@ class Writer {
   public:
     Writer(std::string path, std::shared_ptr<Reactor> reactor, FqnToIndexMapping mapping,
            bool sharded, bool digests, std::optional<std::pair<std::uint32_t, std::uint32_t>> alone,
-           const std::string& exchange)
+           const std::string& exchange, SaveLimits limits)
         : count_(std::make_shared<ProgressCount>()),
           writer_(
               std::move(path),
@@ -78,6 +53,7 @@ class Writer {
                .exchange = to_way(exchange),
                .metadata = {},
                .digests = digests,
+               .limits = limits,
                .progress =
                    [count = count_](std::uint64_t done, std::uint64_t total) {
                        count->total = total;
@@ -106,8 +82,16 @@ class Writer {
         return out;
     }
 
-    void start(const SavePlan& plan, std::vector<std::uint32_t> positions,
+    // No positions: the whole plan.
+    void start(const SavePlan& plan, std::optional<std::vector<std::uint32_t>> given,
                const TensorColumns& tensors) {
+        std::vector<std::uint32_t> positions;
+        if (given) {
+            positions = std::move(*given);
+        } else {
+            positions.resize(plan.items.size());
+            std::iota(positions.begin(), positions.end(), 0u);
+        }
         if (tensors.size() != positions.size() || positions.size() > plan.items.size() ||
             std::ranges::any_of(positions, [&](auto p) { return p >= plan.items.size(); }))
             throw py::value_error("the positions do not fit the plan and the tensors");
@@ -165,19 +149,7 @@ class Writer {
             const py::gil_scoped_release release;
             report = value_or_throw(writer_.finish({}, std::move(results)));
         }
-        py::dict out;
-        out["path"] = report.path;
-        out["attempt"] = report.attempt;
-        out["files"] = report.files;
-        out["tensor_bytes"] = report.tensor_bytes;
-        out["replaced"] = report.replaced;
-        out["process_memory_bytes"] = report.process_memory_bytes;
-        out["shared_memory_bytes"] = report.shared_memory_bytes;
-        out["file_system"] = report.file_system.type;
-        out["notes"] = report.notes;
-        for (const auto& [key, value] : to_dict(report.reactor))
-            out[key] = value;
-        return out;
+        return to_dict(report);
     }
 
     // Ends what runs, and waits for the end.
@@ -191,6 +163,8 @@ class Writer {
         running_ = {};
     }
 
+    void lift_limits() { writer_.lift_limits(); }
+
     void abort() {
         const py::gil_scoped_release release;
         value_or_throw(writer_.abort());
@@ -203,26 +177,6 @@ class Writer {
     std::vector<std::uint32_t> positions_; // of what runs
     std::optional<WriteResults> written_;
 };
-
-// Which positions of each plan are left when replicas are dropped; checks what create_global_plan checks.
-std::vector<std::vector<std::size_t>> plan_globally(const std::vector<const SavePlan*>& plans) {
-    std::vector<SavePlan> values;
-    for (const SavePlan* plan : plans)
-        values.push_back(*plan);
-    const GlobalSavePlan global = value_or_throw(create_global_plan(std::move(values)));
-    std::vector<std::vector<std::size_t>> kept(plans.size());
-    for (std::size_t p = 0; p < plans.size(); ++p) {
-        // What is left is in the order that it had.
-        const std::vector<WriteItem>& all = plans[p]->items;
-        std::size_t at = 0;
-        for (const WriteItem& item : global.plans[p].items) {
-            while (all[at] != item)
-                ++at;
-            kept[p].push_back(at++);
-        }
-    }
-    return kept;
-}
 
 // (fqn, offset, size in bytes, file name) of each result.
 py::list describe(const py::bytes& packed) {
@@ -239,25 +193,46 @@ py::list describe(const py::bytes& packed) {
 
 } // namespace
 
+ExchangeWay to_way(const std::string& text) {
+    for (const ExchangeWay way : {ExchangeWay::automatic, ExchangeWay::off,
+                                  ExchangeWay::process_memory, ExchangeWay::shared_memory})
+        if (text == name(way))
+            return way;
+    throw py::value_error("exchange must be 'automatic', 'off', 'process_memory' or "
+                          "'shared_memory', not '" +
+                          text + "'");
+}
+
+py::dict to_dict(const SaveReport& report) {
+    py::dict out;
+    out["path"] = report.path;
+    out["attempt"] = report.attempt;
+    out["files"] = report.files;
+    out["tensor_bytes"] = report.tensor_bytes;
+    out["replaced"] = report.replaced;
+    out["process_memory_bytes"] = report.process_memory_bytes;
+    out["shared_memory_bytes"] = report.shared_memory_bytes;
+    out["file_system"] = report.file_system.type;
+    out["notes"] = report.notes;
+    for (const auto& [key, value] : to_dict(report.reactor))
+        out[key] = value;
+    return out;
+}
+
 void bind_writer(py::module_& module) {
-    py::class_<SavePlan>(module, "SavePlan")
-        .def(py::init(&make_plan), py::arg("rank"), py::arg("fqns"), py::arg("dtypes"),
-             py::arg("offsets"), py::arg("sizes"), py::arg("shapes"))
-        .def("__len__", [](const SavePlan& plan) { return plan.items.size(); })
-        .def_readwrite("endpoint", &SavePlan::endpoint)
-        .def("set_storage", [](SavePlan& plan, const py::bytes& bytes) {
-            plan.storage =
-                value_or_throw(storage_plan_from_bytes(to_span(bytes), plan.items.size()));
-        });
     py::class_<TensorColumns>(module, "TensorColumns")
         .def(py::init<py::list, py::list, py::list, py::list>(), py::arg("addresses"),
              py::arg("dtypes"), py::arg("shapes"), py::arg("strides"))
         .def_readonly("dtypes", &TensorColumns::dtypes);
+    py::class_<SaveLimits>(module, "SaveLimits")
+        .def(py::init<std::uint64_t, double>(), py::arg("bytes_per_second"),
+             py::arg("processor_share"));
     py::class_<Writer>(module, "Writer")
         .def(py::init<std::string, std::shared_ptr<Reactor>, FqnToIndexMapping, bool, bool,
-                      std::optional<std::pair<std::uint32_t, std::uint32_t>>, std::string>(),
+                      std::optional<std::pair<std::uint32_t, std::uint32_t>>, std::string,
+                      SaveLimits>(),
              py::arg("path"), py::arg("reactor"), py::arg("mapping"), py::arg("sharded"),
-             py::arg("digests"), py::arg("alone"), py::arg("exchange"))
+             py::arg("digests"), py::arg("alone"), py::arg("exchange"), py::arg("limits"))
         .def("prepare_global_plan", &Writer::prepare_global_plan, py::arg("plans"))
         .def("start", &Writer::start, py::arg("plan"), py::arg("positions"), py::arg("tensors"))
         .def("wait", &Writer::wait, py::arg("progress"))
@@ -265,9 +240,8 @@ void bind_writer(py::module_& module) {
         .def("decline", &Writer::decline, py::arg("plan"), py::arg("why"))
         .def("finish", &Writer::finish, py::arg("results"))
         .def("cancel", &Writer::cancel)
+        .def("lift_limits", &Writer::lift_limits)
         .def("abort", &Writer::abort);
-    module.def("plan_globally", &plan_globally, py::arg("plans"),
-               py::call_guard<py::gil_scoped_release>());
     module.def("describe_results", &describe, py::arg("results"));
 }
 

@@ -30,8 +30,8 @@ bool read_tensor(PlainJson& json, TensorEntry& tensor, const HeaderLimits& limit
         }
         if (key == "shape" && !shape) {
             shape = json.each('[', ']', [&] {
-                return json.number(tensor.shape.emplace_back()) &&
-                       tensor.shape.size() <= limits.rank;
+                tensor.shape.push_back(0);
+                return json.number(tensor.shape.back()) && tensor.shape.size() <= limits.rank;
             });
             return shape;
         }

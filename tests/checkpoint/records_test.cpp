@@ -150,6 +150,36 @@ TEST(Index, RefusesWhatIsWrong) {
     EXPECT_FALSE(parse_index(std::string(100000, '['), "i"));
 }
 
+TEST(StrictJson, TakesTimeInProportionToTheText) {
+    // With time that grows as the square of the members this one alone would outlast the test's limit.
+    constexpr std::size_t members = 300'000;
+    std::string text = "{";
+    for (std::size_t i = 0; i < members; ++i)
+        text += (i == 0 ? "\"" : ",\"") + std::to_string(i) + R"(":{"saved_offsets":[0,8]})";
+    text += '}';
+    const auto parsed = parse_strict_json(text, 4, Errc::checkpoint_bad_index, "read", "f");
+    ASSERT_TRUE(parsed) << parsed.error().message();
+    EXPECT_EQ(parsed->size(), members);
+}
+
+TEST(StrictJson, NamesTheRuleThatIsBroken) {
+    for (const auto& [text, fault] : std::initializer_list<std::pair<const char*, const char*>>{
+             {R"({"a":1,"b":{"a":1,"a":2}})", "key \"a\" stands twice"},
+             {R"({"a":1,"\u0061":2})", "key \"a\" stands twice"},
+             {R"([[[{}]]])", "nested deeper than 3"},
+             {R"({"a":1,})", "parse error"},
+             {R"({"a":1} x)", "parse error"},
+             {R"({"a":1e999999})", "number overflow"},
+             {"", "parse error"}}) {
+        const auto parsed = parse_strict_json(text, 3, Errc::checkpoint_bad_index, "read", "f");
+        ASSERT_FALSE(parsed) << text;
+        EXPECT_NE(parsed.error().detail.find(escaped(fault)), std::string::npos)
+            << parsed.error().detail;
+    }
+    EXPECT_EQ(parse_strict_json(R"([[[1]]])", 3, Errc::checkpoint_bad_index, "read", "f").value(),
+              nlohmann::json::parse("[[[1]]]"));
+}
+
 TEST(CellCount, CountsEveryCellTouched) {
     EXPECT_EQ(cell_count({0, 0}, 4096), 0u);
     EXPECT_EQ(cell_count({5, 6}, 4096), 1u);

@@ -3,77 +3,16 @@
 usage: test_cli.py SAFERING_COMMAND
 """
 
-import json
 import os
-import pathlib
 import pty
-import shutil
 import subprocess
-import sys
-import tempfile
-import unittest
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
-sys.dont_write_bytecode = True
-
-import tap
+from command import COMMAND, TENSORS, CommandTest
 from safetensors_files import Tensor, read_directory, write_file, write_indexed, write_raw, write_sharded
 
-COMMAND = sys.argv.pop(1) if len(sys.argv) > 1 else "safering"
-SUBCOMMANDS = ["probe", "inspect", "verify", "convert", "bench"]
-TENSORS = {
-    "embed.weight": Tensor("BF16", [48, 64]),
-    "layers.0.weight": Tensor("F32", [17, 33]),
-    "layers.0.bias": Tensor("F32", [33]),
-    "steps": Tensor("I64", []),
-    "empty": Tensor("U8", [0, 4]),
-}
+import tap
 
-
-class CommandTest(unittest.TestCase):
-    def setUp(self):
-        # Not below /tmp by default: where the build is, direct I/O works more often.
-        self.directory = pathlib.Path(tempfile.mkdtemp(prefix="cli-", dir=os.getcwd()))
-        self.addCleanup(shutil.rmtree, self.directory)
-
-    def run_command(self, *arguments):
-        return subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True,
-                              timeout=300, stdin=subprocess.DEVNULL)
-
-    def good(self, *arguments):
-        """Standard output of a run that must succeed in silence."""
-        result = self.run_command(*arguments)
-        self.assertEqual((result.returncode, result.stderr), (0, ""), result)
-        return result.stdout
-
-    def good_json(self, *arguments):
-        return json.loads(self.good(*arguments, "--json"))
-
-    def fails(self, code, *arguments):
-        """Standard error of a run that must fail with one line and no output."""
-        result = self.run_command(*arguments)
-        self.assertEqual((result.returncode, result.stdout), (code, ""), result)
-        if code == 1:
-            self.assertEqual(result.stderr.count("\n"), 1, result.stderr)
-        self.assertTrue(result.stderr.startswith("safering: "), result.stderr)
-        return result.stderr
-
-    def fails_json(self, code, *arguments):
-        result = self.run_command(*arguments, "--json")
-        self.assertEqual(result.returncode, code, result)
-        self.assertNotEqual(result.stderr, "")
-        return json.loads(result.stdout)
-
-    def file(self, name="model.safetensors"):
-        path = self.directory / name
-        write_file(path, TENSORS, {"format": "pt"})
-        return path
-
-    def saved(self, *options):
-        """A checkpoint that safering wrote, with a manifest."""
-        path = self.directory / "saved"
-        self.good("convert", self.file("source.safetensors"), path, *options)
-        return path
+SUBCOMMANDS = ["probe", "inspect", "verify", "diff", "list", "prune", "recover", "convert", "bench", "completion", "man"]
 
 
 class Usage(CommandTest):
@@ -87,7 +26,9 @@ class Usage(CommandTest):
     def test_wrong_use_is_2(self):
         wrong = [
             [], ["frobnicate"], ["--frobnicate"], ["inspect"], ["verify"], ["convert", "only-source"],
-            ["bench"], ["probe", "a", "b"], ["inspect", "a", "--frobnicate"],
+            ["diff", "a"], ["diff", "a", "b", "c"], ["list"], ["prune"], ["prune", "a"], ["prune", "a", "--keep-last", "0"], ["prune", "a", "--keep-last", "-1"],
+            ["prune", "a", "--keep-last", "1", "--keep-every", "0"], ["recover"], ["recover", "a", "b"],
+            ["completion"], ["completion", "tcsh"], ["man", "a"], ["bench"], ["probe", "a", "b"], ["inspect", "a", "--frobnicate"],
             ["verify", "a", "--backend", "magic"],
             ["convert", "a", "b", "--files", "0"], ["convert", "a", "b", "--files", "many"],
             ["convert", "a", "b", "--files", "2", "--max-file-size", "5GB"],
@@ -98,7 +39,11 @@ class Usage(CommandTest):
         ]
         for arguments in wrong:
             with self.subTest(arguments=arguments):
-                self.fails(2, *arguments)
+                self.assertRegex(self.fails(2, *arguments), r"; try: safering( [a-z]+)? --help\n$")
+
+    def test_a_mistyped_command_is_guessed(self):
+        self.assertIn('"verfy"; did you mean verify?', self.fails(2, "verfy", "a"))
+        self.assertNotIn("did you mean", self.fails(2, "frobnicate"))
 
     def test_wrong_use_as_json(self):
         self.assertIn("frobnicate", self.fails_json(2, "inspect", "a", "--frobnicate")["error"]["message"])
@@ -107,7 +52,7 @@ class Usage(CommandTest):
 class Probe(CommandTest):
     def test_text(self):
         text = self.good("probe", self.directory)
-        for word in ["backend", "file system", "O_DIRECT", "fallocate", "huge pages"]:
+        for word in ["backend", "file system", "O_DIRECT", "fallocate", "huge pages", "limits", "advice"]:
             self.assertIn(word, text)
 
     def test_json(self):
@@ -118,6 +63,14 @@ class Probe(CommandTest):
         for field in ["memory_alignment", "offset_alignment"]:
             self.assertGreater(report["file_system"][field], 0)
         self.assertIn(report["huge_pages"]["granted"], [True, False])
+        self.assertIsInstance(report["advice"], list)
+
+    def test_advice_says_what_to_type(self):
+        result = subprocess.run(["bash", "-c", 'ulimit -n 64 -l 64 && exec "$0" probe "$1"', COMMAND, self.directory],
+                                capture_output=True, text=True, timeout=60)
+        self.assertEqual(result.returncode, 0, result)
+        self.assertRegex(result.stdout, r"advice +64 files may be open .*ulimit -n 4096\n")
+        self.assertRegex(result.stdout, r"advice +memory that may be locked is 64.0 KiB.*ulimit -l 8192")
 
     def test_threads_are_always_there(self):
         report = self.good_json("probe", self.directory, "--backend", "threads")

@@ -87,6 +87,28 @@ LoadPlan any_load_plan(Random& random) {
         plan.items.push_back({any_name(random), static_cast<std::uint32_t>(any_number(random)),
                               any_shape(random), any_shape(random), any_shape(random),
                               any_shape(random)});
+    const auto any_ranges = [&] {
+        std::vector<FileRange> ranges;
+        std::uint64_t at = 0;
+        for (std::uint64_t n = random.below(5); n > 0; --n) {
+            const std::uint64_t begin = at + random.below(1 << 20);
+            at = begin + 1 + random.below(1 << 20);
+            ranges.push_back({static_cast<std::uint32_t>(ranges.size() / 2), {begin, at}});
+        }
+        return ranges;
+    };
+    if (random.chance(2))
+        plan.offer = LoadOffer{"host/name", "identity", std::uint64_t{4096} << random.below(20),
+                               any_ranges()};
+    if (random.chance(2)) {
+        plan.exchange = LoadExchange{.id = "0123",
+                                     .rank = static_cast<std::uint32_t>(random.below(9)),
+                                     .way = static_cast<ExchangeWay>(random.below(4)),
+                                     .chunk_bytes = 4096,
+                                     .cells = {{1, 0, 2, 4, {1, 3}}, {1, 2, 4, 9, {}}},
+                                     .reads = any_ranges(),
+                                     .peers = {{1, "host/a"}, {3, "host/b"}}};
+    }
     return plan;
 }
 

@@ -33,7 +33,7 @@ struct Arguments {
 struct BenchReport {
     std::size_t tensors = 0;
     SaveReport save;
-    std::uint64_t loaded_bytes = 0;
+    LoadReport load;
     std::vector<Cost> saves;
     std::vector<Cost> loads;
 };
@@ -93,7 +93,7 @@ void run_once(Ranks& ranks, const std::string& path, std::uint64_t baseline, Ben
 
     drop_from_cache(path);
     const Measurement load_cost(baseline);
-    report.loaded_bytes = ranks.load(path);
+    report.load = ranks.load(path);
     report.loads.push_back(load_cost.stop());
 }
 
@@ -151,6 +151,21 @@ Json cost_to_json(const Cost& cost, std::uint64_t bytes) {
     };
 }
 
+template <typename Report>
+Json exchange_to_json(const Report& report) {
+    return {{"process_memory_bytes", report.process_memory_bytes},
+            {"shared_memory_bytes", report.shared_memory_bytes}};
+}
+
+// What ranks took from each other.
+template <typename Report>
+void print_exchange(const char* what, const Report& report) {
+    if (report.process_memory_bytes + report.shared_memory_bytes != 0)
+        fmt::print("exchange {}: {} by process memory, {} by shared memory\n", what,
+                   format_bytes(report.process_memory_bytes),
+                   format_bytes(report.shared_memory_bytes));
+}
+
 Json costs_to_json(const std::vector<Cost>& costs, std::uint64_t bytes) {
     Json json = cost_to_json(median(costs), bytes);
     json["bytes"] = bytes;
@@ -175,14 +190,16 @@ void print_text(const Arguments& arguments, const BenchReport& report) {
                save.file_system.direct ? "yes" : "refused");
     for (const std::string& note : save.notes)
         fmt::print("note     {}\n", note);
+    print_exchange("save", save);
+    print_exchange("load", report.load.exchange);
     fmt::print("\nmedians of {} runs; what was loaded equals what was saved\n", arguments.repeat);
     fmt::print("{:<14}{:>9}{:>10}{:>9}  {}\n", "", "GiB/s", "seconds", "CPU-s", "extra memory");
     print_row("save, durable", median(report.saves), save.tensor_bytes);
-    print_row("load, cold", median(report.loads), report.loaded_bytes);
+    print_row("load, cold", median(report.loads), report.load.tensor_bytes);
 }
 
 Json report_to_json(const Arguments& arguments, const BenchReport& report) {
-    return {
+    Json json{
         {"ranks", arguments.ranks},
         {"shard_dim", arguments.shard_dimension},
         {"tensors", report.tensors},
@@ -191,8 +208,12 @@ Json report_to_json(const Arguments& arguments, const BenchReport& report) {
         {"file_system", to_json(report.save.file_system)},
         {"notes", report.save.notes},
         {"save", costs_to_json(report.saves, report.save.tensor_bytes)},
-        {"load", costs_to_json(report.loads, report.loaded_bytes)},
+        {"load", costs_to_json(report.loads, report.load.tensor_bytes)},
     };
+    json["save"]["exchange"] = exchange_to_json(report.save);
+    json["load"]["exchange"] = exchange_to_json(report.load.exchange);
+    json["load"]["read_bytes"] = report.load.read_bytes;
+    return json;
 }
 
 } // namespace

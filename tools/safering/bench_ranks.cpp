@@ -1,7 +1,6 @@
 #include "bench_ranks.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
 #include <future>
 #include <new>
@@ -130,17 +129,36 @@ SaveReport Ranks::save(const std::string& path) {
     return value_or_throw(coordinator.finish(global.metadata, std::move(results)));
 }
 
-std::uint64_t Ranks::load(const std::string& path) {
-    std::atomic<std::uint64_t> bytes = 0;
+LoadReport Ranks::load(const std::string& path) {
+    const std::size_t ranks = parts_.size();
+    std::vector<HuggingFaceStorageReader> readers;
+    std::vector<DefaultLoadPlanner> planners;
+    for (unsigned rank = 0; rank < ranks; ++rank) {
+        readers.emplace_back(path, ReaderOptions{}, reactors_[rank]);
+        planners.emplace_back(destinations(rank));
+    }
+    std::vector<LoadPlan> plans(ranks);
     on_every_rank([&](unsigned rank) {
-        HuggingFaceStorageReader reader(path, {}, reactors_[rank]);
-        DefaultLoadPlanner planner(destinations(rank));
-        const Metadata metadata = value_or_throw(reader.read_metadata());
-        const LoadPlan plan = value_or_throw(
-            reader.prepare_local_plan(value_or_throw(planner.create_local_plan(metadata))));
-        bytes += value_or_throw(reader.read_data(plan, planner)).tensor_bytes;
+        const Metadata metadata = value_or_throw(readers[rank].read_metadata());
+        plans[rank] = value_or_throw(readers[rank].prepare_local_plan(
+            value_or_throw(planners[rank].create_local_plan(metadata))));
     });
-    return bytes;
+    if (ranks > 1)
+        plans = value_or_throw(readers.front().prepare_global_plan(std::move(plans)));
+    std::vector<LoadReport> reports(ranks);
+    on_every_rank([&](unsigned rank) {
+        reports[rank] = value_or_throw(readers[rank].read_data(plans[rank], planners[rank]));
+    });
+    LoadReport all = std::move(reports.front());
+    for (unsigned rank = 1; rank < ranks; ++rank) {
+        const LoadReport& report = reports[rank];
+        all.tensor_bytes += report.tensor_bytes;
+        all.read_bytes += report.read_bytes;
+        all.verified_bytes += report.verified_bytes;
+        all.exchange.process_memory_bytes += report.exchange.process_memory_bytes;
+        all.exchange.shared_memory_bytes += report.exchange.shared_memory_bytes;
+    }
+    return all;
 }
 
 void Ranks::compare() const {

@@ -37,9 +37,9 @@ class Ranks {
 
     /// A whole save, from the local plans to the commit.
     SaveReport save(const std::string& path);
-    /// A whole load into memory that was touched before, the headers included;
-    /// bytes that were asked for.
-    std::uint64_t load(const std::string& path);
+    /// A whole load into memory that was touched before, the headers and plans included;
+    /// the sums over the ranks.
+    LoadReport load(const std::string& path);
     /// Throws checkpoint_digest_mismatch, with the tensor and the place of the first byte that
     /// differs, if the last load did not bring back what was saved.
     void compare() const;

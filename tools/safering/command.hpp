@@ -2,10 +2,12 @@
 // report, and exit codes.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <string_view>
 
 #include <CLI/CLI.hpp>
 #include <nlohmann/json.hpp>
@@ -21,6 +23,9 @@ enum ExitCode : int {
     exit_failure = 1,
     exit_wrong_use = 2,
 };
+
+inline constexpr std::array<std::string_view, 3> backend_names{"auto", "io_uring", "threads"};
+inline constexpr std::array<std::string_view, 3> shell_names{"bash", "zsh", "fish"};
 
 /// Options of every subcommand.
 struct CommonOptions {
@@ -39,6 +44,12 @@ using Action = std::function<ExitCode()>;
 void add_probe(CLI::App& app, CommonOptions& common, Action& action);
 void add_inspect(CLI::App& app, CommonOptions& common, Action& action);
 void add_verify(CLI::App& app, CommonOptions& common, Action& action);
+void add_completion(CLI::App& app, CommonOptions& common, Action& action);
+void add_man(CLI::App& app, CommonOptions& common, Action& action);
+void add_diff(CLI::App& app, CommonOptions& common, Action& action);
+void add_list(CLI::App& app, CommonOptions& common, Action& action);
+void add_prune(CLI::App& app, CommonOptions& common, Action& action);
+void add_recover(CLI::App& app, CommonOptions& common, Action& action);
 void add_convert(CLI::App& app, CommonOptions& common, Action& action);
 void add_bench(CLI::App& app, CommonOptions& common, Action& action);
 

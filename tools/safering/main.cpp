@@ -2,9 +2,13 @@
 //
 // Exit codes: 0 good, 1 a finding or a failure of the operation, 2 wrong use.
 
+#include <algorithm>
 #include <cstdio>
 #include <new>
+#include <numeric>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include <fmt/format.h>
 
@@ -23,10 +27,41 @@ bool asks_for_json(int argc, char** argv) {
     return false;
 }
 
-int report_wrong_use(const CLI::ParseError& error, bool json) {
-    fmt::print(stderr, "safering: {}\nRun with --help for the usage.\n", error.what());
-    if (json)
-        print_json({{"error", {{"message", error.what()}, {"category", "usage"}}}});
+// How many letters must be changed, added or left out to make one word of the other.
+std::size_t distance(std::string_view a, std::string_view b) {
+    std::vector<std::size_t> row(b.size() + 1);
+    std::iota(row.begin(), row.end(), std::size_t{0});
+    for (std::size_t i = 0; i < a.size(); ++i) {
+        std::size_t diagonal = std::exchange(row[0], i + 1);
+        for (std::size_t j = 0; j < b.size(); ++j) {
+            const std::size_t changed = diagonal + (a[i] == b[j] ? 0 : 1);
+            diagonal = row[j + 1];
+            row[j + 1] = std::min({changed, row[j] + 1, diagonal + 1});
+        }
+    }
+    return row.back();
+}
+
+// The first word where none is a subcommand: what was meant, if one is near.
+std::string unknown_command(const CLI::App& app, std::string_view word) {
+    std::string out = fmt::format("there is no command \"{}\"", safering::escaped(word));
+    for (const CLI::App* command : app.get_subcommands(nullptr))
+        if (distance(word, command->get_name()) <= 2)
+            return out + "; did you mean " + command->get_name() + "?";
+    return out;
+}
+
+int report_wrong_use(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
+    std::string message = error.what();
+    std::ranges::replace(message, '\n', ' ');
+    std::string usage = "safering --help";
+    if (const auto chosen = app.get_subcommands(); !chosen.empty())
+        usage = fmt::format("safering {} --help", chosen.front()->get_name());
+    else if (argc > 1 && argv[1][0] != '-')
+        message = unknown_command(app, argv[1]);
+    fmt::print(stderr, "safering: {}; try: {}\n", message, usage);
+    if (asks_for_json(argc, argv))
+        print_json({{"error", {{"message", message}, {"category", "usage"}, {"try", usage}}}});
     return exit_wrong_use;
 }
 
@@ -44,15 +79,21 @@ int main(int argc, char** argv) {
     add_probe(app, common, action);
     add_inspect(app, common, action);
     add_verify(app, common, action);
+    add_diff(app, common, action);
+    add_list(app, common, action);
+    add_prune(app, common, action);
+    add_recover(app, common, action);
     add_convert(app, common, action);
     add_bench(app, common, action);
+    add_completion(app, common, action);
+    add_man(app, common, action);
 
     try {
         app.parse(argc, argv);
     } catch (const CLI::Success& help_or_version) {
         return app.exit(help_or_version);
     } catch (const CLI::ParseError& error) {
-        return report_wrong_use(error, asks_for_json(argc, argv));
+        return report_wrong_use(app, error, argc, argv);
     }
 
     ExitCode code = exit_good;

@@ -2,26 +2,27 @@
 
 #include <fmt/format.h>
 
+#include "advice.hpp"
 #include "command.hpp"
-#include "huge_pages.hpp"
 #include "text.hpp"
 
 namespace safering::tools {
 
 namespace {
 
-struct ProbeReport {
-    ReactorInfo reactor;
-    FileSystemInfo file_system;
-    HugePages huge_pages;
-};
-
-ProbeReport probe(const std::string& directory, BackendChoice backend) {
+Machine probe(const std::string& directory, BackendChoice backend) {
     const auto reactor = make_reactor(backend);
-    return {reactor->info(), value_or_throw(reactor->file_system(directory)), probe_huge_pages()};
+    Machine machine{.reactor = reactor->info(),
+                    .backend_was_chosen = backend != BackendChoice::automatic,
+                    .file_system = value_or_throw(reactor->file_system(directory)),
+                    .huge_pages = probe_huge_pages(),
+                    .io_uring_disabled = {},
+                    .memlock_bytes = {}};
+    read_limits(machine);
+    return machine;
 }
 
-void print_text(const std::string& directory, const ProbeReport& report) {
+void print_text(const std::string& directory, const Machine& report) {
     const FileSystemInfo& fs = report.file_system;
     fmt::print("backend      {}: {}\n", name(report.reactor.backend), report.reactor.reason);
     fmt::print("directory    {}\n", escaped(directory));
@@ -33,6 +34,14 @@ void print_text(const std::string& directory, const ProbeReport& report) {
     fmt::print("fallocate    {}\n",
                fs.allocate ? "yes" : "refused; a full disk shows only while writing");
     fmt::print("huge pages   {}\n", report.huge_pages.words());
+    fmt::print("limits       locked memory {}, open files {}\n",
+               report.memlock_bytes ? format_bytes(*report.memlock_bytes) : "unlimited",
+               report.open_files);
+    const std::vector<std::string> advice = advise(report);
+    for (const std::string& line : advice)
+        fmt::print("advice       {}\n", line);
+    if (advice.empty())
+        fmt::print("advice       none: nothing here slows saves and loads down\n");
 }
 
 } // namespace
@@ -46,13 +55,16 @@ void add_probe(CLI::App& app, CommonOptions& common, Action& action) {
     add_backend_option(*command, common);
     command->callback([&common, &action, directory] {
         action = [&common, directory] {
-            const ProbeReport report = probe(*directory, common.backend);
+            const Machine report = probe(*directory, common.backend);
             if (common.json)
                 print_json({
                     {"directory", *directory},
                     {"reactor", to_json(report.reactor)},
                     {"file_system", to_json(report.file_system)},
                     {"huge_pages", to_json(report.huge_pages)},
+                    {"memlock_bytes", report.memlock_bytes ? Json(*report.memlock_bytes) : Json()},
+                    {"open_files", report.open_files},
+                    {"advice", advise(report)},
                 });
             else
                 print_text(*directory, report);

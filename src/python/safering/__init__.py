@@ -8,5 +8,17 @@
 from ._errors import Error, StorageError
 from ._files import safe_open
 from ._runtime import info
+from ._steps import StepCheckpoint, latest, list_checkpoints, prune, recover, set_latest
 
-__all__ = ["Error", "StorageError", "info", "safe_open"]
+__all__ = [
+    "Error",
+    "StepCheckpoint",
+    "StorageError",
+    "info",
+    "latest",
+    "list_checkpoints",
+    "prune",
+    "recover",
+    "safe_open",
+    "set_latest",
+]

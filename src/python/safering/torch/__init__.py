@@ -3,31 +3,47 @@
     from safering.torch import HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 and nothing else changes. `install()` puts them in place of torch's, for code that imports those itself.
-`save_file`, `load_file` and `safe_open` take the place of `safetensors.torch`'s.
+`save` and `load` are dcp.save and dcp.load for state dicts of very many tensors.
+`save_file`, `load_file`, `safe_open`, `save_model` and `load_model` take the place of `safetensors.torch`'s.
 """
 
 # Clients use safetensors.torch without importing it, relying on torch's module having done so.
 import safetensors.torch  # noqa: F401
 
+from ._async_saver import AsyncSaver, PendingSave, release_staging_memory, reserve_staging_memory
 from ._consolidate import consolidate_safetensors_files, consolidate_safetensors_files_on_every_rank
 from ._files import load_file, safe_open, save_file
 from ._install import install, uninstall
+from ._limits import SaveLimits
+from ._load import load
+from ._model import load_model, save_model
 from ._planner import DefaultLoadPlanner, DefaultSavePlanner
 from ._quantized import QuantizedHuggingFaceStorageReader
 from ._reader import HuggingFaceStorageReader
+from ._save import Save, save
 from ._writer import HuggingFaceStorageWriter
 
 __all__ = [
+    "AsyncSaver",
     "DefaultLoadPlanner",
     "DefaultSavePlanner",
     "HuggingFaceStorageReader",
     "HuggingFaceStorageWriter",
+    "PendingSave",
     "QuantizedHuggingFaceStorageReader",
+    "Save",
+    "SaveLimits",
     "consolidate_safetensors_files",
     "consolidate_safetensors_files_on_every_rank",
     "install",
     "uninstall",
+    "load",
     "load_file",
+    "load_model",
+    "release_staging_memory",
+    "reserve_staging_memory",
     "safe_open",
+    "save",
     "save_file",
+    "save_model",
 ]

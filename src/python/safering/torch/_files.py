@@ -136,18 +136,18 @@ def _check_tensors(tensors: dict[str, torch.Tensor]) -> None:
             )
         if tensor.dtype not in CODES:
             raise TypeError(f"{name!r}: safetensors has no dtype for {tensor.dtype}; convert it before saving")
-    shared = _find_shared(tensors)
+    shared = shared_names(tensors)
     if shared:
         raise RuntimeError(
             f"these tensors share memory, would be written once each and loaded as unrelated ones: {shared}; "
-            "leave all but one out (safetensors.torch.save_model does so for a module), or clone() them"
+            "leave all but one out (save_model does so for a module), or clone() them"
         )
 
 
-def _find_shared(tensors: dict[str, torch.Tensor]) -> list[list[str]]:
+def shared_names(tensors: dict[str, torch.Tensor]) -> list[list[str]]:
     """Names of tensors of one storage whose bytes, from first to last, overlap."""
     spans = sorted(
-        (*_storage(tensor), *_span(tensor), name)
+        (*_storage(tensor), *span(tensor), name)
         for name, tensor in tensors.items()
         if tensor.numel() and tensor.untyped_storage().nbytes()
     )
@@ -170,6 +170,6 @@ def _storage(tensor: torch.Tensor) -> tuple[str, int, int]:
     return str(tensor.device), storage.data_ptr(), storage.nbytes()
 
 
-def _span(tensor: torch.Tensor) -> tuple[int, int]:
+def span(tensor: torch.Tensor) -> tuple[int, int]:
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride()))
     return tensor.data_ptr(), tensor.data_ptr() + (last + 1) * tensor.element_size()

@@ -20,6 +20,8 @@ _HOMES = {
     "QuantizedHuggingFaceStorageReader": f"{_DCP}.quantized_hf_storage",
     "consolidate_safetensors_files": f"{_DCP}._consolidate_hf_safetensors",
     "consolidate_safetensors_files_on_every_rank": f"{_DCP}._consolidate_hf_safetensors",
+    "load": f"{_DCP}.state_dict_loader",
+    "save": f"{_DCP}.state_dict_saver",
 }
 
 _lock = threading.RLock()
@@ -32,7 +34,8 @@ def install() -> None:
     """Puts safering's classes and functions in place of torch's under torch's names, for the whole process: in
     `torch.distributed.checkpoint` and in every imported module that holds torch's under the same name, as
     `transformers.distributed.checkpoint` does. Modules that are imported later find ours by themselves. The default
-    planners are among them: dcp.save and dcp.load use ours then, with every storage.
+    planners are among them, so every storage is planned by ours then; and dcp.save and dcp.load, through which the
+    thread of an async_save goes too. These hand over to torch's what is not for our classes.
 
     Not reached: a torch class that somebody derived from, holds under another name, or made an instance of before.
     Such an instance works on, but cannot be pickled (so not used by an `async_save` in a process) until uninstall().

@@ -51,7 +51,7 @@ class DefaultSavePlanner(_TorchSavePlanner):
         if self._enable_plan_caching:
             return super().create_local_plan()
         with no_collection():
-            plan = SavePlan(_local_items(self.state_dict))
+            plan = SavePlan(local_items(self.state_dict))
         if self.flatten_state_dict:
             plan = dataclasses.replace(plan, planner_data=self.mappings)
         self.plan = plan
@@ -62,10 +62,11 @@ class DefaultSavePlanner(_TorchSavePlanner):
         if self.dedup_save_to_lowest_rank or any(d is None or d.properties.dtype not in CODES for d in data):
             return super()._create_global_plan(all_plans)
         native = [_native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(all_plans)]
-        kept = _native.plan_globally(native)
+        # A plan that is alone may have shards of tensors whose others nobody knows here.
+        kept = _native.plan_globally(native) if len(native) > 1 else [None]
         with no_collection():
             plans = [
-                plan if len(positions) == len(plan.items)
+                plan if positions is None
                 else dataclasses.replace(plan, items=[plan.items[i] for i in positions])
                 for plan, positions in zip(all_plans, kept)
             ]
@@ -107,7 +108,7 @@ def _origin(rank: int, _known: dict[int, torch.Size] = {}) -> torch.Size:
     return _known[rank]
 
 
-def _local_items(state_dict: dict[str, Any]) -> list[WriteItem]:
+def local_items(state_dict: dict[str, Any]) -> list[WriteItem]:
     items: list[WriteItem] = []
     known: dict[tuple, TensorProperties] = {}
     chunks: dict[tuple, ChunkStorageMetadata] = {}  # of DTensors: many have the same shape, mesh and placements

@@ -140,6 +140,7 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
             buffer_memory=buffer_memory,
             verification=verification,
             strict=strict,
+            exchange="off",  # what a plan's items read is not what they show
             progress=progress,
         )
         self.target_dtype = target_dtype
@@ -208,7 +209,9 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
             f"{tuple(scales.size)}; give the block_size of the checkpoint (weight_block_size in its config.json)"
         )
 
-    def _fill(self, items: list[ReadItem], targets: list[torch.Tensor], report: dict) -> None:
+    def _fill(
+        self, items: list[ReadItem], targets: list[torch.Tensor], report: dict, exchange: bytes | None = None
+    ) -> None:
         if self._quantized is None:
             self.read_metadata()  # the plan came from elsewhere
         plain = []
@@ -220,7 +223,7 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
                 plain.append(position)
             else:
                 parts += self._parts(item, one, target)
-        super()._fill([items[i] for i in plain], [targets[i] for i in plain], report)
+        super()._fill([items[i] for i in plain], [targets[i] for i in plain], report, exchange)
         for window in _windows(parts):
             self._fill_window(window, report)
 

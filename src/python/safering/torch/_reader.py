@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.checkpoint import HuggingFaceStorageReader as _TorchReader
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
 from torch.distributed.checkpoint.metadata import (
@@ -22,13 +24,16 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from .. import _native, _runtime
-from ._dtypes import DTYPES, F4, stored_shape, torch_shape
+from ._dtypes import CODES, DTYPES, F4, stored_shape, torch_shape
 from ._plans import no_collection
 from ._tensors import WINDOW_BYTES, columns, empty_plain, is_plain, nbytes, synchronize
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["HuggingFaceStorageReader"]
+
+_OFFER_KEY = "safering.offer"
+_EXCHANGE_KEY = "safering.exchange"
 
 
 class HuggingFaceStorageReader(_TorchReader):
@@ -47,6 +52,10 @@ class HuggingFaceStorageReader(_TorchReader):
         verification: "covered" (extents that are read whole are checked against the manifest's digests before
             their bytes count as loaded), "all" (reads are widened so that every byte is checked) or "off".
         strict: refuse symbolic links in place of files (the Hub's cache consists of them).
+        exchange: how ranks of one host hand on what several of them would read (inner shards, replicas), so that it
+            is read once: "automatic" (where it is cheaper, from each other's memory or else through shared memory),
+            "process_memory", "shared_memory", or "off". What goes into other dtypes or devices each rank reads by
+            itself. The coordinator's counts.
 
     Raises safering.Error, with file, tensor and reason, for a corrupt header, a lost or changed file, chunks that
     do not cover their tensor; safering.StorageError for what the operating system refuses.
@@ -64,6 +73,7 @@ class HuggingFaceStorageReader(_TorchReader):
         buffer_memory: int = _runtime.BUFFER_MEMORY,
         verification: str = "covered",
         strict: bool = False,
+        exchange: str = "automatic",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         super().__init__(path=path, thread_count=thread_count)
@@ -71,8 +81,10 @@ class HuggingFaceStorageReader(_TorchReader):
         self.buffer_memory = buffer_memory
         self.verification = verification
         self.strict = strict
+        self.exchange = exchange
         self.progress = progress
-        #: How the last load went: tensor_bytes, read_bytes, verified_bytes, backend, notes, ...
+        #: How the last load went: tensor_bytes, read_bytes, verified_bytes, process_memory_bytes and
+        #: shared_memory_bytes (taken from other ranks), backend, notes, ...
         self.report: dict[str, Any] | None = None
         self._native: _native.Reader | None = None
 
@@ -119,11 +131,41 @@ class HuggingFaceStorageReader(_TorchReader):
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Adds what this rank would read, where there are others."""
+        plan = super().prepare_local_plan(plan)
+        if self.exchange == "off" or self._native is None or not _is_one_of_many():
+            return plan
+        with no_collection():
+            offer = self._native.prepare_local_plan(*_columns(plan.items, self._codes(plan.items)))
+        return _with_entry(plan, _OFFER_KEY, offer)
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Coordinator: who reads what for whom."""
+        plans = super().prepare_global_plan(plans)
+        offers = [_entry(plan, _OFFER_KEY) for plan in plans]
+        if not any(offers) or self._native is None:
+            return [_with_entry(plan, _OFFER_KEY, None) for plan in plans]
+        exchanges = self._native.prepare_global_plan(offers)
+        return [
+            _with_entry(_with_entry(plan, _OFFER_KEY, None), _EXCHANGE_KEY, exchange)
+            for plan, exchange in zip(plans, exchanges)
+        ]
+
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fills the planner's tensors; has done so when it returns. On an error they hold an unknown mixture, and
         `commit_tensor` has not been called."""
         if self._native is None:
             self._open()
+        exchange = _entry(plan, _EXCHANGE_KEY)
+        try:
+            return self._read_data(plan, planner, exchange)
+        except BaseException as error:
+            if exchange is not None:
+                self._native.decline(exchange, f"{type(error).__name__}: {error}")
+            raise
+
+    def _read_data(self, plan: LoadPlan, planner: LoadPlanner, exchange: bytes | None) -> Future[None]:
         items = plan.items
         with no_collection():
             targets = [planner.resolve_tensor(item).detach() for item in items]
@@ -134,7 +176,7 @@ class HuggingFaceStorageReader(_TorchReader):
                     f"the tensor to fill is {tuple(target.size())}"
                 )
         report: dict[str, Any] = {}
-        self._fill(items, targets, report)
+        self._fill(items, targets, report, exchange)
         for item, target in zip(items, targets):
             planner.commit_tensor(item, target)
         self.report = report
@@ -142,15 +184,17 @@ class HuggingFaceStorageReader(_TorchReader):
         future.set_result(None)
         return future
 
-    def _fill(self, items: list[ReadItem], targets: list[torch.Tensor], report: dict[str, Any]) -> None:
+    def _fill(
+        self, items: list[ReadItem], targets: list[torch.Tensor], report: dict[str, Any], exchange: bytes | None = None
+    ) -> None:
         """What an item reads -> its target, of the same shape. Sums of bytes go into `report`."""
         infos = [self.storage_data[item.storage_index] for item in items]
         direct, copied = [], []
         for position, (target, info) in enumerate(zip(targets, infos)):
-            fits = target.dtype == info.dtype and is_plain(target) and not _overlaps(target)
+            fits = target.dtype == info.dtype and is_plain(target) and not overlaps(target)
             (direct if fits else copied).append(position)
-        if direct or not copied:
-            self._read([items[i] for i in direct], [targets[i] for i in direct], report)
+        if direct or not copied or exchange is not None:
+            self._read([items[i] for i in direct], [targets[i] for i in direct], report, exchange)
         for window in _windows(copied, items, infos):
             buffers = [empty_plain(tuple(items[i].lengths), infos[i].dtype, targets[i].device) for i in window]
             self._read([items[i] for i in window], buffers, report)
@@ -159,32 +203,78 @@ class HuggingFaceStorageReader(_TorchReader):
             synchronize({targets[i].device for i in window})
 
     def _open(self) -> tuple[list[str], list[tuple]]:
-        self._native = _native.Reader(
-            os.fspath(self.path), _runtime.reactor(self.backend, self.buffer_memory), self.verification, self.strict
-        )
+        self._native = self._make_native()
         return self._native.read_metadata()
 
-    def _read(self, items: list[ReadItem], tensors: list[torch.Tensor], report: dict[str, Any]) -> None:
-        sources = [item.storage_index for item in items]
-        places = [source.offset for source in sources]
-        offsets = [item.storage_offsets for item in items]
-        lengths = [item.lengths for item in items]
-        table = columns(tensors, lengths)
-        codes = table.dtypes
-        if F4 in codes:
-            places, offsets, lengths = (
-                [stored_shape(tuple(shape), code) for shape, code in zip(column, codes)]
-                for column in (places, offsets, lengths)
-            )
-        self._native.start(
-            [source.fqn for source in sources], places, [source.index for source in sources], offsets, lengths, table
+    def _open_native(self) -> _native.Reader:
+        """As read_metadata, for who asks native code what is there."""
+        self._native = self._make_native()
+        self._native.open()
+        return self._native
+
+    def _make_native(self) -> _native.Reader:
+        return _native.Reader(
+            os.fspath(self.path),
+            _runtime.reactor(self.backend, self.buffer_memory),
+            self.verification,
+            self.strict,
+            self.exchange,
         )
+
+    def _codes(self, items: list[ReadItem]) -> list[int]:
+        return [CODES[self.storage_data[item.storage_index].dtype] for item in items]
+
+    def _read(
+        self,
+        items: list[ReadItem],
+        tensors: list[torch.Tensor],
+        report: dict[str, Any],
+        exchange: bytes | None = None,
+    ) -> None:
+        table = columns(tensors, [item.lengths for item in items])
+        self._native.start(*_columns(items, table.dtypes), table, exchange)
+        self._wait(report)
+
+    def _wait(self, report: dict[str, Any]) -> None:
+        """For what native code was told to read; its sums of bytes go into `report`."""
         done = self._native.wait(self.progress)
         for key, value in done.items():
-            report[key] = report.get(key, 0) + value if key.endswith("_bytes") and key != "buffer_bytes" else value
+            if key == "notes":
+                report[key] = list(dict.fromkeys([*report.get(key, []), *value]))
+            else:
+                is_sum = key.endswith("_bytes") and key != "buffer_bytes"
+                report[key] = report.get(key, 0) + value if is_sum else value
 
 
-def _overlaps(tensor: torch.Tensor) -> bool:
+def _columns(items: list[ReadItem], codes: list[int]) -> tuple:
+    """Of _native.Reader: fqns, chunk_offsets, chunk_hints, storage_offsets, lengths."""
+    sources = [item.storage_index for item in items]
+    shapes = [source.offset for source in sources], [item.storage_offsets for item in items], [item.lengths for item in items]
+    if F4 in codes:
+        shapes = tuple([stored_shape(tuple(shape), code) for shape, code in zip(column, codes)] for column in shapes)
+    places, offsets, lengths = shapes
+    return [source.fqn for source in sources], places, [source.index for source in sources], offsets, lengths
+
+
+def _is_one_of_many() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def _entry(plan: LoadPlan, key: str) -> Any:
+    return plan.storage_data.get(key) if isinstance(plan.storage_data, dict) else None
+
+
+def _with_entry(plan: LoadPlan, key: str, value: Any) -> LoadPlan:
+    """With the entry, or without it where the value is None; what others keep there is left alone."""
+    if plan.storage_data is not None and not isinstance(plan.storage_data, dict):
+        return plan
+    entries = {name: entry for name, entry in (plan.storage_data or {}).items() if name != key}
+    if value is not None:
+        entries[key] = value
+    return dataclasses.replace(plan, storage_data=entries or None)
+
+
+def overlaps(tensor: torch.Tensor) -> bool:
     """Whether two elements share memory, as those of an expanded tensor do; copy_ refuses such a target."""
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride()))
 

@@ -4,30 +4,61 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
 from torch.distributed.tensor import DTensor
 
 from .. import _native
-from ._tensors import is_plain, nbytes, synchronize
+from ._dtypes import CODES
+from ._plans import item_columns
+from ._planner import local_items
+from ._tensors import columns, is_plain, nbytes, synchronize
+
+logger = logging.getLogger(__name__)
 
 _ALIGNMENT = 64
+#: Below this many bytes a tensor, on average, tensors reach a file together with others, and how they lie is no matter.
+_LARGE = 64 << 10
 
 
-def stage(state_dict: dict[str, Any]) -> dict[str, Any]:
+def pin_staging_memory() -> None:
+    """Page-locks staging memory while it exists, where there is a device that copies faster from such memory."""
+    global _pinning
+    if _pinning or not torch.cuda.is_available():
+        return
+    _pinning = True
+    runtime = torch.cuda.cudart()
+
+    def register(address: int, size: int) -> None:
+        if error := int(runtime.cudaHostRegister(address, size, 0)):
+            logger.info("staging memory of %d bytes is not page-locked: CUDA error %d", size, error)
+
+    def unregister(address: int, size: int) -> None:
+        runtime.cudaHostUnregister(address)  # fails where it was not registered, which is no matter
+
+    _native.set_staging_hooks(register, unregister)
+
+
+_pinning = False
+
+
+def stage(
+    state_dict: dict[str, Any], mapping: dict[str, int] | None = None, sharded: bool = False
+) -> dict[str, Any]:
     """A copy of `state_dict` on the CPU: tensors, DTensors and ShardedTensors in nested dicts, lists and tuples; other
     values are deep copied. Blocks for the time of the copy, without the GIL. The memory goes back for the next copy
-    when the last tensor of this one is gone, so copies that are alive at a time never share it."""
+    when the last tensor of this one is gone, so copies that are alive at a time never share it. With the mapping and
+    the layout of the save that follows, large tensors lie as they will in its files, and are written from there."""
+    pin_staging_memory()
     sources: list[torch.Tensor] = []
     _walk(state_dict, sources.append)
-    offsets: list[int] = []
-    end = 0
-    for source in sources:
-        offsets.append(end)
-        end += -(-nbytes(source) // _ALIGNMENT) * _ALIGNMENT
-    buffer = _native.StagingBuffer(max(end, 1))
+    offsets, size = _expect_layout(state_dict, sources, mapping, sharded) or _one_after_the_other(sources)
+    buffer = _native.StagingBuffer(max(size, 1))
 
     def view(source: torch.Tensor, offset: int) -> torch.Tensor:
         if not source.numel():
@@ -38,19 +69,59 @@ def stage(state_dict: dict[str, Any]) -> dict[str, Any]:
         return data.view(source.dtype).view(source.shape)
 
     staged = [view(source, offset) for source, offset in zip(sources, offsets)]
-    flat = [i for i, source in enumerate(sources) if is_plain(source) and source.is_contiguous() and source.numel()]
-    devices = set()
-    with torch.no_grad():
-        for i in set(range(len(sources))).difference(flat):
-            if sources[i].numel():
-                devices.add(sources[i].device)
-                staged[i].copy_(sources[i], non_blocking=True)
-    buffer.copy(
-        [offsets[i] for i in flat], [sources[i].data_ptr() for i in flat], [nbytes(sources[i]) for i in flat]
-    )
-    synchronize(devices)
+    copy_to(sources, [buffer.address + offset for offset in offsets], staged.__getitem__)
     following = iter(staged)
     return _walk(state_dict, lambda _: next(following))
+
+
+def copy_to(
+    sources: list[torch.Tensor], places: list[int], view: Callable[[int], torch.Tensor]
+) -> None:
+    """Each tensor to its address, dense and row-major. `view(i)` is a tensor of that memory."""
+    plain = [i for i, source in enumerate(sources) if _is_native(source)]
+    devices = set()
+    with torch.no_grad():
+        for i in set(range(len(sources))).difference(plain):
+            if sources[i].numel():
+                devices.add(sources[i].device)
+                view(i).copy_(sources[i], non_blocking=True)
+    _native.copy_tensors([places[i] for i in plain], columns([sources[i] for i in plain]))
+    synchronize(devices)
+
+
+def _is_native(tensor: torch.Tensor) -> bool:
+    return tensor.dtype in CODES and is_plain(tensor) and tensor.numel() > 0
+
+
+def _one_after_the_other(sources: list[torch.Tensor]) -> tuple[list[int], int]:
+    offsets: list[int] = []
+    end = 0
+    for source in sources:
+        offsets.append(end)
+        end += -(-nbytes(source) // _ALIGNMENT) * _ALIGNMENT
+    return offsets, end
+
+
+def _expect_layout(
+    state_dict: dict[str, Any], sources: list[torch.Tensor], mapping: dict[str, int] | None, sharded: bool
+) -> tuple[list[int], int] | None:
+    """As the files of the save will be, if they can be told: a guess, right where all ranks have the same names."""
+    sizes = [nbytes(source) for source in sources]
+    if not sources or sum(sizes) < len(sizes) * _LARGE:
+        return None
+    items = local_items(flatten_state_dict(state_dict)[0])
+    items = [item for item in items if item.tensor_data is not None]
+    if len(items) != len(sources) or any(item.tensor_data.properties.dtype not in CODES for item in items):
+        return None
+    if any(
+        item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize != size
+        for item, size in zip(items, sizes)
+    ):
+        return None  # not in the same order
+    try:
+        return _native.staging_layout(_native.SavePlan(0, *item_columns(items)), mapping or {}, sharded)
+    except RuntimeError:
+        return None  # the save will say what is wrong, on all ranks
 
 
 def _walk(value: Any, local: Any) -> Any:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 
 from .. import _native
-from ._dtypes import CODES, F4, stored_shape
+from ._dtypes import CODES, DTYPES, F4, stored_shape
 from ._plans import no_collection
 
 #: Copies that are alive at a time, bytes: of tensors that are not plain memory of this host.
 WINDOW_BYTES = 256 << 20
+
+#: None: this torch has none.
+F4_DTYPE = DTYPES.get(F4)
 
 
 def is_plain(tensor: torch.Tensor) -> bool:
@@ -24,11 +27,21 @@ def is_plain(tensor: torch.Tensor) -> bool:
     )
 
 
+def all_plain(tensors: list[torch.Tensor]) -> bool:
+    """Whether is_plain holds for each; one look at each, without a call."""
+    strided, kinds = torch.strided, (torch.Tensor, torch.nn.Parameter)
+    plain = all(
+        type(t) in kinds and t.is_cpu and t.layout is strided and not t.is_neg() and not t.is_conj() for t in tensors
+    )
+    return plain and (F4_DTYPE is None or all(t.dtype is not F4_DTYPE or t.is_contiguous() for t in tensors))
+
+
 def to_plain(tensor: torch.Tensor) -> torch.Tensor:
     """A copy, or the tensor itself where it is plain already. From a device through pinned memory; the copy may
     be under way when this returns (see synchronize)."""
     if is_plain(tensor):
         return tensor
+    tensor = tensor.detach()
     if tensor.device.type == "cpu":
         return tensor.resolve_conj().resolve_neg().contiguous()
     host = empty_plain(tensor.shape, tensor.dtype, tensor.device)

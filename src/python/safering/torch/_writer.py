@@ -25,9 +25,11 @@ from torch.futures import Future
 from .. import _native, _runtime
 from .._paths import make_directories, sync_directory
 from ._dtypes import CODES
+from ._limits import SaveLimits
 from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
-from ._tensors import WINDOW_BYTES, columns, is_plain, nbytes, synchronize, to_plain
+from ._state import refuse
+from ._tensors import WINDOW_BYTES, all_plain, columns, is_plain, nbytes, synchronize, to_plain
 
 logger = logging.getLogger(__name__)
 
@@ -65,26 +67,25 @@ def _receive(*fields: Any) -> _Storage:
     return storage
 
 
-def _check_items(items: list[WriteItem]) -> None:
+def check_items(items: list[WriteItem]) -> None:
     """TypeError for what the format cannot hold."""
-    objects = [item.index.fqn for item in items if item.type == WriteItemType.BYTE_IO]
-    if objects:
-        raise TypeError(
-            f"safetensors holds tensors only, and these entries of the state dict are none: {_listed(objects)}. "
-            "Leave them out, or save them as tensors"
+    refuse(
+        [item.index.fqn for item in items if item.type is WriteItemType.BYTE_IO],
+        [
+            f"{item.index.fqn} ({item.tensor_data.properties.dtype})"
+            for item in items
+            if item.tensor_data is not None and item.tensor_data.properties.dtype not in CODES
+        ],
+    )
+
+
+def check_target(rank: int, own: str, planned: str) -> None:
+    """All ranks must write to the directory that the coordinator planned for."""
+    if own != planned:
+        raise ValueError(
+            f"write_data: rank {rank} writes to {own}, but the coordinator planned a save to {planned}: "
+            "all ranks must give the same path, and a relative one only in the same working directory"
         )
-    wrong = [
-        f"{item.index.fqn} ({item.tensor_data.properties.dtype})"
-        for item in items
-        if item.tensor_data.properties.dtype not in CODES
-    ]
-    if wrong:
-        raise TypeError(f"safetensors has no such dtype: {_listed(wrong)}. Convert them before saving")
-
-
-def _listed(names: list[str], most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 class HuggingFaceStorageWriter(_TorchWriter):
@@ -109,6 +110,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             has copied it. The coordinator's counts.
         backend: "automatic" (io_uring where the kernel grants it, else threads), "io_uring" or "threads".
         digests: whether to take XXH3 digests of all data and list them in `safering.manifest.json`.
+        limits: what writing may take from the rest of the process, for `async_save`.
         buffer_memory: bytes of the buffer pool, shared by all writers and readers of this process that give
             the same number. The same on all ranks.
         progress: called with (bytes done, bytes in all) of this rank, about 20 times a second, on the thread
@@ -134,6 +136,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         backend: str = "automatic",
         digests: bool = True,
         exchange: str = "automatic",
+        limits: SaveLimits = SaveLimits(),
         buffer_memory: int = _runtime.BUFFER_MEMORY,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
@@ -148,6 +151,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         self.backend = backend
         self.digests = digests
         self.exchange = exchange
+        self.limits = limits
         self.buffer_memory = buffer_memory
         self.progress = progress
         #: How the last save that this process committed went: path, files, tensor_bytes, backend, notes, ...
@@ -174,15 +178,19 @@ class HuggingFaceStorageWriter(_TorchWriter):
 
     def stage(self, state_dict: dict[str, Any]) -> dict[str, Any]:
         """What `async_save` does before it returns: a copy on the CPU, in memory kept from save to save."""
-        return stage(state_dict)
+        return stage(state_dict, self.fqn_to_index_mapping, self._sharded)
+
+    def lift_limits(self) -> None:
+        """What is written now, and by this writer from now on, goes without limits. Any thread."""
+        self.limits = SaveLimits()
+        if (native := self._native) is not None:
+            native.lift_limits()
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
-        _check_items(plan.items)
-        endpoint = ""
-        if not self._sharded and self.exchange != "off":
-            endpoint = _runtime.reactor(self.backend, self.buffer_memory).endpoint()
-        return dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={_ENDPOINT_KEY: endpoint})
+        check_items(plan.items)
+        storage_data = {_ENDPOINT_KEY: self._endpoint()}
+        return dataclasses.replace(plan, items=PackedItems(plan.items), storage_data=storage_data)
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Coordinator: lays out the files, creates and preallocates them beside the target, writes the headers."""
@@ -192,17 +200,9 @@ class HuggingFaceStorageWriter(_TorchWriter):
         ]
         for native_plan, plan in zip(native_plans, plans):
             native_plan.endpoint = _entry(plan, _ENDPOINT_KEY) or ""
-        target = self._target
-        make_directories(os.path.dirname(target))
-        self._native = None  # its unfinished attempt goes first
-        self._native = self._make_native(_alone() if self._sharded and len(plans) == 1 else None)
-        storages = self._native.prepare_global_plan(native_plans)
-        self._prepared = [
-            _Storage(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
-        ]
         return [
             dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={_STORAGE_KEY: storage})
-            for plan, storage in zip(plans, self._prepared)
+            for plan, storage in zip(plans, self._begin(native_plans))
         ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -217,9 +217,9 @@ class HuggingFaceStorageWriter(_TorchWriter):
             tensors = _resolve(plan.items, planner)
         except BaseException as error:
             if storage is not None:
-                self._native_writer().decline(_native_plan(plan, storage), f"{type(error).__name__}: {error}")
+                self._decline(_native_plan(plan, storage), error)
             raise
-        packed = self._write_windows(native_plan, tensors)
+        packed = self._write_plan(native_plan, tensors)
         future: Future[list[WriteResult]] = Future()
         future.set_result(WriteResults(packed))
         return future
@@ -260,6 +260,28 @@ class HuggingFaceStorageWriter(_TorchWriter):
         os.replace(temporary, path)
         sync_directory(self._target)
 
+    def _endpoint(self) -> str:
+        """Where other ranks of this host reach this one; empty where this save exchanges nothing."""
+        if self._sharded or self.exchange == "off":
+            return ""
+        return _runtime.reactor(self.backend, self.buffer_memory).endpoint()
+
+    def _begin(self, native_plans: list[_native.SavePlan]) -> list[_Storage]:
+        """Coordinator: makes the attempt. Each rank's part of the layout."""
+        target = self._target
+        make_directories(os.path.dirname(target))
+        self._native = None  # its unfinished attempt goes first
+        self._native = self._make_native(_alone() if self._sharded and len(native_plans) == 1 else None)
+        storages = self._native.prepare_global_plan(native_plans)
+        self._prepared = [
+            _Storage(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
+        ]
+        return self._prepared
+
+    def _decline(self, native_plan: _native.SavePlan, error: BaseException) -> None:
+        """Tells ranks that wait for this one in an exchange."""
+        self._native_writer().decline(native_plan, f"{type(error).__name__}: {error}")
+
     @property
     def _sharded(self) -> bool:
         return self.save_distributed and not self.enable_consolidation
@@ -273,6 +295,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             self.digests,
             alone,
             self.exchange,
+            self.limits.native(),
         )
 
     def _native_writer(self) -> _native.Writer:
@@ -289,20 +312,17 @@ class HuggingFaceStorageWriter(_TorchWriter):
         if given is not None and not found:
             # Of this save or, with a cached plan, of an earlier one.
             planned = max((one for one in (given, *_received.values()) if one.rank == rank), key=_attempt).target
-            raise ValueError(
-                f"write_data: rank {rank} writes to {self._target}, but the coordinator planned a save to {planned}: "
-                "all ranks must give the same path, and a relative one only in the same working directory"
-            )
+            check_target(rank, self._target, planned)
         return max(found, key=_attempt, default=None)
 
-    def _write_windows(self, native_plan: _native.SavePlan, tensors: list[torch.Tensor]) -> bytes:
+    def _write_plan(self, native_plan: _native.SavePlan, tensors: list[torch.Tensor]) -> bytes:
         """Plain tensors all at once, from where they lie, in exchange with the ranks of this host; the others in
         windows of copies, one being made while the one before it is written."""
         running: list[torch.Tensor] | None = None  # borrowed by native code until wait() has returned
         native = self._native_writer()
         try:
             for positions in _windows(tensors):
-                window, devices = _to_plain([tensors[i] for i in positions])
+                window, devices = (tensors, set()) if positions is None else _to_plain([tensors[i] for i in positions])
                 synchronize(devices)
                 if running is not None:
                     native.wait(self.progress)
@@ -312,7 +332,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         except BaseException as error:
             native.cancel()  # waits: what runs still reads the tensors
             if running is None:
-                native.decline(native_plan, f"{type(error).__name__}: {error}")
+                self._decline(native_plan, error)
             raise
         return native.results()
 
@@ -334,10 +354,14 @@ def _resolve(items: list[WriteItem], planner: SavePlanner) -> list[torch.Tensor]
     return tensors
 
 
-def _windows(tensors: list[torch.Tensor]) -> Iterator[list[int]]:
-    """Positions, rising, of what is written together: at first all that needs no copy, and in each window some of the rest."""
+def _windows(tensors: list[torch.Tensor]) -> Iterator[list[int] | None]:
+    """Positions, rising, of what is written together: at first all that needs no copy, and in each window some of the
+    rest. None: everything, and nothing needs a copy."""
+    if all_plain(tensors):
+        yield None
+        return
     copied = [i for i, tensor in enumerate(tensors) if not is_plain(tensor)]
-    window = [i for i, tensor in enumerate(tensors) if is_plain(tensor)] if copied else list(range(len(tensors)))
+    window = [i for i, tensor in enumerate(tensors) if is_plain(tensor)]
     size = 0
     for i in copied:
         window.append(i)
@@ -345,7 +369,7 @@ def _windows(tensors: list[torch.Tensor]) -> Iterator[list[int]]:
         if size >= WINDOW_BYTES:
             yield sorted(window)
             window, size = [], 0
-    if window or not copied:
+    if window:
         yield sorted(window)
 
 

@@ -1,0 +1,199 @@
+// ReadJob's part in the exchange of a load: which cells it leaves to others, which it reads for them.
+#include <algorithm>
+#include <utility>
+
+#include <boost/asio/post.hpp>
+#include <fmt/format.h>
+
+#include "checkpoint/read_job.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+// Whether what was read holds the segment, of which `box` (none: all of it) says which bytes are meant.
+bool holds(const std::vector<ByteRange>& ranges, const plan::Segment& segment,
+           const plan::FileBox& box, std::uint64_t begin) {
+    const auto inside = [&](ByteRange bytes) {
+        return std::ranges::any_of(ranges, [&](ByteRange range) { return range.contains(bytes); });
+    };
+    if (inside(segment.range) || !segment.strided)
+        return inside(segment.range);
+    bool all = true;
+    box.for_each_run({segment.range.begin - begin, segment.range.end - begin},
+                     [&](ByteRange run) { all = all && inside(run.shifted(begin)); });
+    return all;
+}
+
+} // namespace
+
+Result<void> ReadJob::join_exchange(const LoadExchange& exchange) {
+    if (exchange.chunk_bytes != chunk_bytes_)
+        return safering::fail(
+            Errc::plan_bad_bytes, "read data",
+            fmt::format("the plan exchanges cells of {} bytes, this rank reads in cells of {}: "
+                        "verification and buffers must be those of the planning",
+                        exchange.chunk_bytes, chunk_bytes_));
+    auto made = ReadExchange::make(reactor_, exchange);
+    if (!made)
+        return std::unexpected(std::move(made.error()));
+    exchange_ = std::move(*made);
+    for (const FileRange& read : exchange.reads)
+        if (read.file >= checkpoint_.files.size() ||
+            read.range.end > checkpoint_.files[read.file].file_bytes())
+            return safering::fail(Errc::plan_bad_bytes, "read data",
+                                  "the plan exchanges bytes that no file has");
+    set_taken_apart();
+    return {};
+}
+
+// What others read is none of the pipeline's.
+void ReadJob::set_taken_apart() {
+    for (std::size_t f = 0; f < files_.size(); ++f)
+        std::erase_if(files_[f].plan.requests, [&](const plan::CellRequest& request) {
+            const CellName name = name_of(f, request);
+            const auto owner = exchange_->owner_of(name);
+            if (!owner || *owner == exchange_->plan().rank)
+                return false;
+            taken_.push_back({name, f, request});
+            return true;
+        });
+    std::ranges::sort(taken_, {}, &Taken::name);
+}
+
+// What this rank reads for others, with what it wants of it.
+void ReadJob::add_given() {
+    for (std::uint32_t f = 0; f < checkpoint_.files.size(); ++f) {
+        const std::vector<std::uint64_t> cells = exchange_->giver().wanted_cells(f);
+        if (cells.empty())
+            continue;
+        auto place = static_cast<std::size_t>(std::ranges::find(stored_, f) - stored_.begin());
+        if (place == stored_.size())
+            add_file(f, {});
+        std::vector<plan::CellRequest>& requests = files_[place].plan.requests;
+        const std::size_t own = requests.size();
+        std::size_t at = 0; // of the own ones, which rise as the cells do
+        for (const std::uint64_t cell : cells) {
+            while (at < own && requests[at].range.begin / chunk_bytes_ < cell)
+                ++at;
+            const std::vector<ByteRange> reads = exchange_->reads_of({f, cell});
+            if (reads.empty())
+                continue; // asked for, and planned by nobody: the taker will say so
+            const ByteRange all{reads.front().begin, reads.back().end};
+            if (at == own || requests[at].range.begin / chunk_bytes_ != cell) {
+                requests.push_back({.range = all, .gaps = true});
+                continue;
+            }
+            plan::CellRequest& request = requests[at];
+            request.range = {std::min(request.range.begin, all.begin),
+                             std::max(request.range.end, all.end)};
+            request.gaps = true; // its segments say what it wants
+        }
+        std::ranges::sort(requests, {}, [](const auto& request) { return request.range.begin; });
+    }
+}
+
+// Its handlers are posted but for the copy, so that none ends the exchange inside.
+void ReadJob::begin_exchange() {
+    const auto self = std::static_pointer_cast<ReadJob>(shared_from_this());
+    const auto later = [self](auto&& what) {
+        boost::asio::post(self->reactor_.executor(), std::forward<decltype(what)>(what));
+    };
+    waiting_ = exchanging_ = true;
+    hold();
+    on_stop_.emplace(options_.stop, [self, later] {
+        later([self] {
+            self->fail({.code = std::make_error_code(std::errc::operation_canceled),
+                        .operation = "read data"});
+        });
+    });
+    std::vector<CellName> wanted;
+    for (const Taken& taken : taken_)
+        wanted.push_back(taken.name);
+    exchange_->begin({.on_ready = [self, later] { later([self] { self->on_exchange_ready(); }); },
+                      .on_cell = [this](const CellName& name,
+                                        const CellImage& image) { return take(name, image); },
+                      .on_done = [self, later] { later([self] { self->on_exchange_done(); }); },
+                      .on_failed =
+                          [self, later](Error error) {
+                              later([self, error = std::move(error)] { self->fail(error); });
+                          }},
+                     wanted);
+}
+
+void ReadJob::on_exchange_ready() {
+    if (!std::exchange(waiting_, false))
+        return;
+    add_given();
+    start_cells();
+}
+
+void ReadJob::on_exchange_done() {
+    if (std::exchange(exchanging_, false))
+        release();
+}
+
+// Other ranks are told; what waits for them ends.
+void ReadJob::on_fail(const Error& error) {
+    if (!exchange_)
+        return;
+    exchange_->give_up(error.message());
+    for (const auto& cell : std::exchange(given_, {}))
+        finish_unloading(cell);
+    boost::asio::post(reactor_.executor(),
+                      [self = std::static_pointer_cast<ReadJob>(shared_from_this())] {
+                          self->on_exchange_done();
+                          if (std::exchange(self->waiting_, false))
+                              self->start_cells();
+                      });
+}
+
+bool ReadJob::is_given(const CellName& name) const {
+    return exchange_ && exchange_->owner_of(name) == exchange_->plan().rank &&
+           exchange_->giver().is_wanted(name);
+}
+
+void ReadJob::give(const CellName& name, const std::shared_ptr<Cell>& cell) {
+    std::vector<ByteRange> ranges;
+    for (const plan::Transfer& transfer : cell->transfers)
+        ranges.push_back(transfer.range);
+    given_.push_back(cell);
+    exchange_->giver().give(name, cell->buffer.data(), cell->image_begin, std::move(ranges),
+                            [this, cell] {
+                                std::erase(given_, cell);
+                                finish_unloading(cell);
+                            });
+}
+
+Result<std::uint64_t> ReadJob::take(const CellName& name, const CellImage& image) {
+    const auto taken = std::ranges::lower_bound(taken_, name, {}, &Taken::name);
+    SAFERING_ASSERT(taken != taken_.end() && taken->name == name);
+    const File& file = files_[taken->file];
+    std::uint64_t bytes = 0;
+    for (const plan::Segment& segment : file.plan.segments_of(taken->request)) {
+        const Item& item = items_[segment.item];
+        const plan::FileBox& box = item.copy.file_box();
+        const ByteRange window{segment.range.begin - item.chunk_begin,
+                               segment.range.end - item.chunk_begin};
+        if (!holds(image.ranges, segment, box, item.chunk_begin))
+            return std::unexpected(
+                Error{.code = Errc::plan_bad_bytes,
+                      .operation = "read data",
+                      .file = file.path,
+                      .offset = segment.range.begin,
+                      .length = segment.range.size(),
+                      .detail = "the owner has not read it; load the items that were planned"});
+        const std::uint64_t into = segment.range.begin - image.begin;
+        if (image.data != nullptr)
+            item.copy.scatter(image.data + into, item.destination, window);
+        else if (auto copied = scatter_.scatter(item.copy, image.process, image.address + into,
+                                                item.destination, window);
+                 !copied)
+            return std::unexpected(std::move(copied.error()));
+        bytes += box.bytes_before(window.end) - box.bytes_before(window.begin);
+    }
+    count_done(file, taken->request);
+    return bytes;
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,148 @@
+#include "checkpoint/removal.hpp"
+
+#include <set>
+
+#include <fmt/format.h>
+
+#include "checkpoint/commit.hpp"
+#include "checkpoint/manifest.hpp"
+#include "checkpoint/perform.hpp"
+#include "checkpoint/step_name.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+bool is_absent(const Error& error) {
+    return error.code == std::errc::no_such_file_or_directory;
+}
+
+// Somebody else who removes the same at the same time has done it.
+Result<void> perform_or_gone(Reactor& reactor, Request request) {
+    const auto done = perform(reactor, std::move(request));
+    if (!done && !is_absent(done.error()))
+        return std::unexpected(done.error());
+    return {};
+}
+
+Result<Manifest> read_manifest(Reactor& reactor, const std::string& directory) {
+    const std::string path = join(directory, std::string(manifest_name));
+    const auto text = read_small_file(reactor, path, OpenMode::read_strict, record_limit_bytes);
+    if (!text)
+        return std::unexpected(text.error());
+    return parse_manifest(*text, path);
+}
+
+// Everything below a directory. Kinds are those of the names themselves, so a link is unlinked and not followed.
+Result<void> remove_tree(Reactor& reactor, const std::string& directory) {
+    auto listed = perform(reactor, {.op = Opcode::list, .path = directory});
+    if (!listed)
+        return is_absent(listed.error()) ? Result<void>() : std::unexpected(listed.error());
+    for (const DirectoryEntry& entry : listed->entries) {
+        const std::string path = join(directory, entry.name);
+        const auto removed = entry.kind == FileKind::directory
+                                 ? remove_tree(reactor, path)
+                                 : perform_or_gone(reactor, {.op = Opcode::unlink, .path = path});
+        if (!removed)
+            return removed;
+    }
+    return perform_or_gone(reactor, {.op = Opcode::remove_directory, .path = directory});
+}
+
+Result<void> unlink_but_manifest(Reactor& reactor, const std::string& path,
+                                 const Manifest& manifest, RetentionPolicy::Others others) {
+    std::set<std::string_view> own;
+    for (const ManifestFile& file : manifest.files)
+        own.insert(file.name);
+    if (manifest.index)
+        own.insert(index_name);
+    auto listed = perform(reactor, {.op = Opcode::list, .path = path});
+    if (!listed)
+        return std::unexpected(listed.error());
+    std::string foreign;
+    for (const DirectoryEntry& entry : listed->entries) {
+        const std::string inside = join(path, entry.name);
+        if (entry.name == manifest_name)
+            continue;
+        const bool is_own = own.contains(entry.name) && entry.kind != FileKind::directory;
+        if (!is_own && others == RetentionPolicy::Others::keep) {
+            foreign = entry.name;
+            continue;
+        }
+        const auto removed = entry.kind == FileKind::directory
+                                 ? remove_tree(reactor, inside)
+                                 : perform_or_gone(reactor, {.op = Opcode::unlink, .path = inside});
+        if (!removed)
+            return removed;
+    }
+    if (!foreign.empty())
+        return std::unexpected(Error{
+            .code = Errc::checkpoint_conflict,
+            .operation = "remove checkpoint",
+            .file = path,
+            .detail = fmt::format("it holds {}, which its save did not write; move that away, or "
+                                  "ask for others' files to be removed too",
+                                  escaped(foreign))});
+    const auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = path});
+    return synced ? Result<void>() : std::unexpected(synced.error());
+}
+
+// Whether a renamed directory still holds the checkpoint that was listed.
+Result<void> check_unchanged(Reactor& reactor, const std::string& path,
+                             const StepCheckpoint& checkpoint) {
+    const auto redo = read_redo_record(reactor, path);
+    const auto manifest = read_manifest(reactor, path);
+    if (redo && !*redo && manifest && manifest->attempt == checkpoint.attempt)
+        return {};
+    return std::unexpected(Error{.code = Errc::checkpoint_conflict,
+                                 .operation = "remove checkpoint",
+                                 .file = checkpoint.path,
+                                 .detail = "it was saved to meanwhile, and stays"});
+}
+
+} // namespace
+
+Result<void> finish_removal(Reactor& reactor, const std::string& directory, const std::string& name,
+                            RetentionPolicy::Others others) {
+    SAFERING_ASSERT(parse_hidden_name(name, removal_suffix));
+    const std::string path = join(directory, name);
+    auto manifest = read_manifest(reactor, path);
+    if (manifest) {
+        if (auto unlinked = unlink_but_manifest(reactor, path, *manifest, others); !unlinked)
+            return unlinked;
+        const std::string record = join(path, std::string(manifest_name));
+        if (auto gone = perform_or_gone(reactor, {.op = Opcode::unlink, .path = record}); !gone)
+            return gone;
+    } else if (!is_absent(manifest.error())) {
+        return std::unexpected(std::move(manifest.error()));
+    }
+    // Without a manifest only an empty directory is ours, and no other can be removed so.
+    auto removed = perform_or_gone(reactor, {.op = Opcode::remove_directory, .path = path});
+    if (!removed)
+        return removed;
+    const auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = directory});
+    return synced ? Result<void>() : std::unexpected(synced.error());
+}
+
+Result<void> remove_checkpoint(Reactor& reactor, const std::string& directory,
+                               const StepCheckpoint& checkpoint, RetentionPolicy::Others others) {
+    const std::string name = hidden_name(checkpoint.name, make_attempt_id(), removal_suffix);
+    const std::string path = join(directory, name);
+    const auto renamed =
+        perform(reactor, {.op = Opcode::rename, .path = checkpoint.path, .new_path = path});
+    if (!renamed)
+        return std::unexpected(renamed.error());
+    if (auto unchanged = check_unchanged(reactor, path, checkpoint); !unchanged) {
+        const auto back =
+            perform(reactor, {.op = Opcode::rename, .path = path, .new_path = checkpoint.path});
+        if (!back)
+            unchanged.error().detail += fmt::format(" as {}: {}", name, back.error().message());
+        return unchanged;
+    }
+    const auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = directory});
+    if (!synced)
+        return std::unexpected(synced.error());
+    return finish_removal(reactor, directory, name, others);
+}
+
+} // namespace safering::checkpoint

@@ -1,0 +1,197 @@
+#include "io/staging_pool.hpp"
+
+#include <algorithm>
+#include <cerrno>
+#include <thread>
+#include <vector>
+
+#include <sys/mman.h>
+
+#include <safering/byte_range.hpp>
+
+#include "io/huge_memory.hpp"
+
+namespace safering::io {
+
+namespace {
+
+constexpr std::size_t huge_page = std::size_t{2} << 20;
+// A segment of more than twice what is wanted stays for whoever wants it, unless both are small.
+constexpr std::size_t small_segment = std::size_t{64} << 20;
+
+bool fits(std::size_t segment, std::size_t wanted) {
+    return segment >= wanted && (segment <= small_segment || segment / 2 <= wanted);
+}
+
+bool populate(std::byte* memory, std::size_t bytes) {
+    if (::madvise(memory, bytes, MADV_POPULATE_WRITE) == 0)
+        return true;
+    if (errno != EINVAL) // there is no memory; touching it would end in a signal
+        return false;
+    for (std::size_t at = 0; at < bytes; at += 4096)
+        *const_cast<volatile std::byte*>(memory + at) = std::byte{0};
+    return true;
+}
+
+// Zeroing a huge page keeps one core busy; so many as fill a memory controller share the work.
+bool populate_together(std::byte* memory, std::size_t bytes) {
+    const std::size_t threads = std::clamp<std::size_t>(
+        std::min<std::size_t>(std::thread::hardware_concurrency(), bytes / (64 * huge_page)), 1, 4);
+    const std::size_t part = round_up(bytes / threads, huge_page);
+    std::vector<char> done(threads, 0);
+    {
+        std::vector<std::jthread> helpers;
+        for (std::size_t t = 0; t < threads; ++t) {
+            const std::size_t begin = std::min(t * part, bytes);
+            const std::size_t end = t + 1 == threads ? bytes : std::min(begin + part, bytes);
+            const auto work = [&done, t, memory, begin, end] {
+                done[t] = begin == end || populate(memory + begin, end - begin);
+            };
+            if (t + 1 == threads)
+                work();
+            else
+                helpers.emplace_back(work);
+        }
+    }
+    return std::ranges::find(done, 0) == done.end();
+}
+
+} // namespace
+
+StagingPool& StagingPool::of_process() {
+    static auto* const pool = new StagingPool;
+    return *pool;
+}
+
+Result<StagingPool::Segments> StagingPool::make(std::size_t bytes) const {
+    const std::size_t whole = round_up(bytes, huge_page);
+    auto memory = allocate_huge(whole);
+    if (!memory)
+        return std::unexpected(std::move(memory.error()));
+    std::shared_ptr<const Hooks> hooks;
+    {
+        const std::lock_guard lock(mutex_);
+        hooks = hooks_;
+    }
+    if (hooks->made)
+        hooks->made(memory->get(), whole);
+    Segments made;
+    made.push_back({std::move(*memory), whole, std::move(hooks)});
+    return made;
+}
+
+Result<std::shared_ptr<std::byte>> StagingPool::take(std::size_t bytes) {
+    if (bytes == 0)
+        return std::shared_ptr<std::byte>();
+    {
+        const std::lock_guard lock(mutex_);
+        auto best = segments_.end();
+        for (auto segment = segments_.begin(); segment != segments_.end(); ++segment)
+            if (!segment->lent && fits(segment->bytes, bytes) &&
+                (best == segments_.end() || segment->bytes < best->bytes))
+                best = segment;
+        if (best != segments_.end())
+            return lend(best);
+    }
+    auto made = make(bytes);
+    if (!made)
+        return std::unexpected(std::move(made.error()));
+    const std::lock_guard lock(mutex_);
+    segments_.splice(segments_.end(), *made);
+    return lend(std::prev(segments_.end()));
+}
+
+// Under the lock.
+std::shared_ptr<std::byte> StagingPool::lend(Segments::iterator segment) {
+    segment->lent = true;
+    most_lent_ =
+        std::max<std::size_t>(most_lent_, std::ranges::count(segments_, true, &Segment::lent));
+    return {segment->memory.get(), [this, segment](std::byte*) { give_back(segment); }};
+}
+
+// The smallest go first where more wait than were ever in use at a time.
+void StagingPool::give_back(Segments::iterator segment) {
+    Segments gone;
+    {
+        const std::lock_guard lock(mutex_);
+        segment->lent = false;
+        while (segments_.size() > std::max<std::size_t>(most_lent_, 1)) {
+            auto least = segments_.end();
+            for (auto one = segments_.begin(); one != segments_.end(); ++one)
+                if (!one->lent && (least == segments_.end() || one->bytes < least->bytes))
+                    least = one;
+            if (least == segments_.end())
+                break;
+            gone.splice(gone.end(), segments_, least);
+        }
+    }
+    free(std::move(gone));
+}
+
+void StagingPool::free(Segments segments) {
+    for (const Segment& segment : segments)
+        if (segment.hooks->going)
+            segment.hooks->going(segment.memory.get(), segment.bytes);
+}
+
+Result<void> StagingPool::reserve(std::size_t bytes) {
+    {
+        const std::lock_guard lock(mutex_);
+        if (bytes == 0 || std::ranges::any_of(segments_, [&](const Segment& segment) {
+                return !segment.lent && fits(segment.bytes, bytes);
+            }))
+            return {};
+    }
+    auto made = make(bytes);
+    if (!made)
+        return std::unexpected(std::move(made.error()));
+    if (!populate_together(made->front().memory.get(), made->front().bytes)) {
+        free(std::move(*made));
+        return fail(std::make_error_code(std::errc::not_enough_memory), "reserve staging memory",
+                    std::to_string(bytes) + " bytes; reserve less");
+    }
+    const std::lock_guard lock(mutex_);
+    segments_.splice(segments_.end(), *made);
+    most_lent_ = std::max(most_lent_, segments_.size());
+    return {};
+}
+
+bool StagingPool::holds(const std::byte* data, std::size_t bytes) const {
+    const std::lock_guard lock(mutex_);
+    return std::ranges::any_of(segments_, [&](const Segment& segment) {
+        const std::byte* begin = segment.memory.get();
+        return begin <= data && data <= begin + segment.bytes &&
+               bytes <= static_cast<std::size_t>(begin + segment.bytes - data);
+    });
+}
+
+void StagingPool::release() {
+    Segments gone;
+    {
+        const std::lock_guard lock(mutex_);
+        for (auto segment = segments_.begin(); segment != segments_.end();) {
+            const auto next = std::next(segment);
+            if (!segment->lent)
+                gone.splice(gone.end(), segments_, segment);
+            segment = next;
+        }
+        most_lent_ = segments_.size();
+    }
+    free(std::move(gone));
+}
+
+void StagingPool::set_hooks(Hooks hooks) {
+    auto shared = std::make_shared<const Hooks>(std::move(hooks));
+    const std::lock_guard lock(mutex_);
+    hooks_ = std::move(shared);
+}
+
+std::size_t StagingPool::bytes() const {
+    const std::lock_guard lock(mutex_);
+    std::size_t bytes = 0;
+    for (const Segment& segment : segments_)
+        bytes += segment.bytes;
+    return bytes;
+}
+
+} // namespace safering::io

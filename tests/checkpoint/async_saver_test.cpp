@@ -1,0 +1,342 @@
+// AsyncSaver on a simulated disk. A save is held up by a limit of a byte a second, until that is lifted, so that
+// what waits behind it is known and no test depends on time.
+#include <safering/async_saver.hpp>
+
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <optional>
+#include <thread>
+
+#include "disk_fixture.hpp"
+#include "io/staging_pool.hpp"
+
+namespace safering::test {
+namespace {
+
+using Bytes = std::vector<std::byte>;
+
+// Ranks that are threads of one process.
+class Meeting {
+  public:
+    explicit Meeting(std::uint32_t ranks) : boxes_(ranks) {}
+
+    void put(std::uint32_t to, Bytes bytes) {
+        const std::lock_guard lock(mutex_);
+        boxes_[to].push_back(std::move(bytes));
+        changed_.notify_all();
+    }
+    Bytes take(std::uint32_t of) {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [&] { return !boxes_[of].empty(); });
+        Bytes bytes = std::move(boxes_[of].front());
+        boxes_[of].pop_front();
+        return bytes;
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    std::vector<std::deque<Bytes>> boxes_;
+};
+
+class ThreadRank final : public Collectives {
+  public:
+    ThreadRank(std::shared_ptr<Meeting> to_first, std::shared_ptr<Meeting> from_first,
+               std::uint32_t rank)
+        : to_first_(std::move(to_first)), from_first_(std::move(from_first)), rank_(rank) {}
+    std::uint32_t rank() const override { return rank_; }
+    std::uint32_t ranks() const override { return 2; }
+    Result<std::vector<Bytes>> gather(Bytes own) override {
+        if (rank_ != 0) {
+            to_first_->put(0, std::move(own));
+            return std::vector<Bytes>{};
+        }
+        return std::vector<Bytes>{std::move(own), to_first_->take(0)};
+    }
+    Result<Bytes> scatter(std::vector<Bytes> parts) override {
+        if (rank_ != 0)
+            return from_first_->take(rank_);
+        from_first_->put(1, std::move(parts.at(1)));
+        return std::move(parts.at(0));
+    }
+
+  private:
+    std::shared_ptr<Meeting> to_first_;
+    std::shared_ptr<Meeting> from_first_;
+    std::uint32_t rank_;
+};
+
+// Both ranks' ends of one conversation.
+std::vector<std::shared_ptr<Collectives>> make_conversation() {
+    auto to_first = std::make_shared<Meeting>(2);
+    auto from_first = std::make_shared<Meeting>(2);
+    return {std::make_shared<ThreadRank>(to_first, from_first, 0),
+            std::make_shared<ThreadRank>(to_first, from_first, 1)};
+}
+
+// Holds up whoever passes while it is shut.
+class Gate {
+  public:
+    void shut() {
+        const std::lock_guard lock(mutex_);
+        open_ = false;
+    }
+    void open() {
+        const std::lock_guard lock(mutex_);
+        open_ = true;
+        changed_.notify_all();
+    }
+    void pass() {
+        std::unique_lock lock(mutex_);
+        reached_ = true;
+        changed_.notify_all();
+        changed_.wait(lock, [this] { return open_; });
+    }
+    void wait_reached() {
+        std::unique_lock lock(mutex_);
+        changed_.wait(lock, [this] { return reached_; });
+    }
+
+  private:
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    bool open_ = true;
+    bool reached_ = false;
+};
+
+std::error_code code_of(std::future<SaveReport>& future) {
+    try {
+        (void)future.get();
+        return {};
+    } catch (const Exception& exception) {
+        return exception.error().code;
+    }
+}
+
+class AsyncSaves : public OnDisk {
+  protected:
+    AsyncSaverOptions options() {
+        AsyncSaverOptions made;
+        made.writer.progress = [this](std::uint64_t, std::uint64_t) { gate.pass(); };
+        made.reactor = reactor;
+        return made;
+    }
+    // Goes on for years after its first cell.
+    AsyncSaverOptions held_up() {
+        AsyncSaverOptions made = options();
+        made.writer.limits.bytes_per_second = 1;
+        return made;
+    }
+    // The memory is overwritten when the call has returned, as a trainer does.
+    std::future<SaveReport> save(AsyncSaver& saver, const Model& model, const std::string& to,
+                                 Sharding sharding = {1, 0}, std::uint32_t rank = 0) {
+        Rank own = cut(model, sharding, rank);
+        DefaultSavePlanner planner(own.tensors, rank);
+        auto future = saver.save(to, planner.create_local_plan(), planner);
+        for (auto& memory : own.memory)
+            std::ranges::fill(*memory, std::byte{0x77});
+        return value_or_throw(std::move(future));
+    }
+    std::string differs_at(const Model& model, const std::string& where) {
+        return differences(model, {1, 0}, where, reactor);
+    }
+
+    Gate gate;
+};
+
+TEST_F(AsyncSaves, SavesWhatWasThereWhenItWasAsked) {
+    AsyncSaver saver(options());
+    const Model model = make_model(1);
+    auto future = save(saver, model, path);
+    const SaveReport report = future.get();
+    EXPECT_EQ(report.path, path);
+    EXPECT_EQ(differs(model), "");
+    EXPECT_TRUE(saver.wait());
+}
+
+TEST_F(AsyncSaves, TheNewestWinsAndMemoryStaysBounded) {
+    io::StagingPool& pool = io::StagingPool::of_process();
+    AsyncSaver saver(held_up());
+    const Model first = make_model(2), second = make_model(3), third = make_model(4),
+                fourth = make_model(5);
+    auto one = save(saver, first, "/ckpt/1");
+    gate.wait_reached();
+    auto two = save(saver, second, "/ckpt/2");
+    const std::size_t memory = pool.bytes();
+    auto three = save(saver, third, "/ckpt/3");
+    EXPECT_EQ(code_of(two), Errc::save_superseded);
+    auto four = save(saver, fourth, "/ckpt/4");
+    EXPECT_EQ(code_of(three), Errc::save_superseded);
+    EXPECT_EQ(pool.bytes(), memory);
+    saver.lift_limits();
+    EXPECT_EQ(code_of(one), std::error_code());
+    EXPECT_EQ(code_of(four), std::error_code());
+    EXPECT_EQ(differs_at(first, "/ckpt/1"), "");
+    EXPECT_EQ(differs_at(fourth, "/ckpt/4"), "");
+    EXPECT_EQ(disk->list("/ckpt").size(), 2u); // no attempt is left
+}
+
+TEST_F(AsyncSaves, CanceledSavesLeaveTheOlderCheckpoint) {
+    AsyncSaver saver(held_up());
+    const Model older = make_model(6), newer = make_model(7);
+    ASSERT_TRUE(save_model(older));
+    auto running = save(saver, newer, path);
+    gate.wait_reached();
+    auto waiting = save(saver, newer, path);
+    saver.cancel();
+    EXPECT_EQ(code_of(running), std::errc::operation_canceled);
+    EXPECT_EQ(code_of(waiting), std::errc::operation_canceled);
+    EXPECT_EQ(differs(older), "");
+    saver.lift_limits();
+    EXPECT_EQ(save(saver, newer, path).get().replaced, true);
+    EXPECT_EQ(differs(newer), "");
+}
+
+TEST_F(AsyncSaves, AFailureIsTheFuturesAndNotTheNextOnes) {
+    AsyncSaver saver(options());
+    const Model model = make_model(8);
+    ASSERT_EQ(save(saver, model, path).get().path, path);
+    disk->inject({.op = Opcode::fsync, .path_contains = "model-", .after = 1, .error = EIO});
+    auto failed = save(saver, make_model(9), path);
+    try {
+        (void)failed.get();
+        FAIL() << "the fsync failed";
+    } catch (const Exception& exception) {
+        EXPECT_EQ(exception.error().code.value(), EIO);
+        EXPECT_NE(exception.error().message().find("rank 0"), std::string::npos)
+            << exception.what();
+    }
+    EXPECT_EQ(differs(model), "");
+    EXPECT_EQ(save(saver, model, path).get().path, path);
+}
+
+TEST_F(AsyncSaves, FlushLiftsLimitsAndSaysWhatWasSaved) {
+    AsyncSaver saver(held_up());
+    const Model model = make_model(10);
+    auto future = save(saver, model, path);
+    const AsyncSaver::Flushed flushed = saver.emergency_flush(std::chrono::minutes(4));
+    EXPECT_EQ(flushed.saved, std::vector<std::string>{path});
+    EXPECT_TRUE(flushed.abandoned.empty());
+    EXPECT_EQ(future.get().path, path);
+    EXPECT_EQ(differs(model), "");
+}
+
+TEST_F(AsyncSaves, FlushAbandonsWhatIsNotWholeInTime) {
+    AsyncSaver saver(options());
+    gate.shut();
+    auto future = save(saver, make_model(11), path);
+    gate.wait_reached();
+    const AsyncSaver::Flushed flushed = saver.emergency_flush(std::chrono::milliseconds(1));
+    EXPECT_EQ(flushed.abandoned, std::vector<std::string>{path});
+    gate.open();
+    EXPECT_EQ(code_of(future), std::errc::operation_canceled);
+    EXPECT_TRUE(disk->list("/ckpt").empty());
+}
+
+TEST_F(AsyncSaves, PlansThatDoNotFitAreRefusedAtOnce) {
+    AsyncSaver saver(options());
+    SavePlan plan{
+        .items = {{.fqn = "w", .type = WriteItemType::shard, .chunk = {{0}, {4}}, .size = {8}}}};
+    const auto refused = saver.save(path, plan, [](auto, auto) { return Result<void>(); });
+    ASSERT_FALSE(refused);
+    EXPECT_EQ(refused.error().code, Errc::plan_hole);
+}
+
+class TwoRanks : public AsyncSaves {
+  protected:
+    TwoRanks() {
+        auto foreground = make_conversation(), background = make_conversation();
+        for (std::uint32_t rank = 0; rank < 2; ++rank) {
+            AsyncSaverOptions made = held_up();
+            made.writer.exchange = ExchangeWay::off;
+            made.foreground = foreground[rank];
+            made.background = background[rank];
+            savers.push_back(std::make_unique<AsyncSaver>(made));
+        }
+    }
+    ~TwoRanks() override {
+        on_both([&](std::uint32_t rank) { savers[rank].reset(); });
+    }
+    template <typename F>
+    void on_both(F&& call) {
+        std::jthread other([&] { call(1); });
+        call(0);
+    }
+    void lift() {
+        for (auto& saver : savers)
+            saver->lift_limits();
+    }
+    std::vector<std::future<SaveReport>> save_both(const Model& model, const std::string& to) {
+        std::vector<std::future<SaveReport>> futures(2);
+        on_both([&](std::uint32_t rank) {
+            futures[rank] = save(*savers[rank], model, to, {2, 0}, rank);
+        });
+        return futures;
+    }
+
+    std::vector<std::unique_ptr<AsyncSaver>> savers;
+};
+
+TEST_F(TwoRanks, BothLearnOfTheSave) {
+    const Model model = make_model(12);
+    lift();
+    auto futures = save_both(model, path);
+    const SaveReport first = futures[0].get(), second = futures[1].get();
+    EXPECT_EQ(first.attempt, second.attempt);
+    EXPECT_EQ(first.tensor_bytes, second.tensor_bytes);
+    EXPECT_EQ(differs(model), "");
+}
+
+TEST_F(TwoRanks, AgreeOnTheNewest) {
+    const Model model = make_model(13);
+    auto one = save_both(make_model(14), "/ckpt/1");
+    gate.wait_reached();
+    auto two = save_both(make_model(15), "/ckpt/2");
+    auto three = save_both(model, "/ckpt/3");
+    lift();
+    for (std::uint32_t rank = 0; rank < 2; ++rank) {
+        EXPECT_EQ(code_of(one[rank]), std::error_code());
+        EXPECT_EQ(code_of(two[rank]), Errc::save_superseded);
+        EXPECT_EQ(code_of(three[rank]), std::error_code());
+    }
+    EXPECT_EQ(differs_at(model, "/ckpt/3"), "");
+}
+
+TEST_F(TwoRanks, ACancelOnOneEndsTheSaveOnBoth) {
+    auto futures = save_both(make_model(16), path);
+    gate.wait_reached();
+    savers[1]->cancel();
+    savers[0]->lift_limits();
+    EXPECT_EQ(code_of(futures[0]), std::errc::operation_canceled);
+    EXPECT_EQ(code_of(futures[1]), std::errc::operation_canceled);
+    EXPECT_TRUE(disk->list("/ckpt").empty());
+}
+
+TEST_F(TwoRanks, ARankThatCannotCopyFailsTheSaveOnBoth) {
+    const Model model = make_model(17);
+    lift();
+    std::vector<std::future<SaveReport>> futures(2);
+    on_both([&](std::uint32_t rank) {
+        Rank own = cut(model, {2, 0}, rank);
+        DefaultSavePlanner planner(own.tensors, rank);
+        futures[rank] = value_or_throw(
+            savers[rank]->save(path, planner.create_local_plan(), [&](auto, auto) -> Result<void> {
+                if (rank == 1)
+                    return fail(std::make_error_code(std::errc::not_enough_memory), "copy");
+                return {};
+            }));
+    });
+    for (auto& future : futures) {
+        try {
+            (void)future.get();
+            FAIL() << "one rank had nothing to write";
+        } catch (const Exception& exception) {
+            EXPECT_NE(std::string(exception.what()).find("rank 1"), std::string::npos)
+                << exception.what();
+        }
+    }
+}
+
+} // namespace
+} // namespace safering::test
