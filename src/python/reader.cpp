@@ -103,9 +103,7 @@ class Reader {
         std::vector<std::byte> offer;
         {
             const py::gil_scoped_release release;
-            plan = value_or_throw(reader_.prepare_local_plan(std::move(plan)));
-            plan.items.clear(); // they travel by themselves
-            offer = to_bytes(plan);
+            offer = offer_of(std::move(plan));
         }
         return to_bytes_object(offer);
     }
@@ -142,25 +140,42 @@ class Reader {
 
     // Boxes of tensors, each of the stored dtype, from all the chunks that they are in.
     void start_boxes(const py::list& fqns, const py::list& offsets, const py::list& sizes,
-                     const TensorColumns& tensors) {
+                     const TensorColumns& tensors, const std::optional<py::bytes>& exchange) {
         if (running_.valid())
             throw py::value_error("a load is under way: wait for it first");
-        std::vector<LocalDestination> destinations(py::len(fqns));
-        check_columns(destinations.size(), {offsets, sizes, tensors.addresses});
-        std::vector<MutableTensorView> views = tensors.views<MutableTensorView>();
-        for (std::size_t i = 0; i < destinations.size(); ++i) {
-            destinations[i].fqn = to_text(fqns[i]);
-            destinations[i].data = std::move(views[i]);
-            if (offsets[i].is_none())
-                continue;
-            destinations[i].offsets = to_shape(offsets[i]);
-            destinations[i].size = to_shape(sizes[i]);
-        }
+        check_columns(py::len(fqns), {tensors.addresses});
+        std::vector<LocalDestination> boxes =
+            make_boxes(fqns, offsets, sizes, tensors.views<MutableTensorView>());
+        std::optional<LoadExchange> part;
+        if (exchange)
+            part = value_or_throw(load_plan_from_bytes(to_span(*exchange))).exchange;
         const py::gil_scoped_release release;
         count_->done = 0;
-        boxes_.emplace(std::move(destinations));
+        boxes_.emplace(std::move(boxes));
         plan_ = value_or_throw(boxes_->create_local_plan(metadata_));
+        plan_.exchange = std::move(part);
         running_ = reader_.async_read_data(plan_, *boxes_);
+    }
+
+    // prepare_local_plan for boxes of these shapes.
+    py::bytes offer_boxes(const py::list& fqns, const py::list& offsets, const py::list& sizes,
+                          const py::list& shapes) {
+        check_columns(py::len(fqns), {shapes});
+        std::vector<MutableTensorView> views(py::len(shapes));
+        for (std::size_t i = 0; i < views.size(); ++i)
+            views[i].shape = to_shape(shapes[i]);
+        std::vector<LocalDestination> boxes = make_boxes(fqns, offsets, sizes, std::move(views));
+        for (LocalDestination& box : boxes)
+            if (const auto found = metadata_.tensors.find(box.fqn);
+                found != metadata_.tensors.end())
+                box.data.dtype = found->second.dtype;
+        std::vector<std::byte> offer;
+        {
+            const py::gil_scoped_release release;
+            const DefaultLoadPlanner planner(std::move(boxes));
+            offer = offer_of(value_or_throw(planner.create_local_plan(metadata_)));
+        }
+        return to_bytes_object(offer);
     }
 
     py::dict wait(const py::object& progress) {
@@ -187,6 +202,29 @@ class Reader {
     }
 
   private:
+    std::vector<std::byte> offer_of(LoadPlan plan) {
+        plan = value_or_throw(reader_.prepare_local_plan(std::move(plan)));
+        plan.items.clear(); // a rank's own business, or on their way by themselves
+        return to_bytes(plan);
+    }
+
+    // Offsets of None: whole tensors.
+    static std::vector<LocalDestination> make_boxes(const py::list& fqns, const py::list& offsets,
+                                                    const py::list& sizes,
+                                                    std::vector<MutableTensorView> views) {
+        std::vector<LocalDestination> boxes(py::len(fqns));
+        check_columns(boxes.size(), {offsets, sizes});
+        for (std::size_t i = 0; i < boxes.size(); ++i) {
+            boxes[i].fqn = to_text(fqns[i]);
+            boxes[i].data = std::move(views[i]);
+            if (offsets[i].is_none())
+                continue;
+            boxes[i].offsets = to_shape(offsets[i]);
+            boxes[i].size = to_shape(sizes[i]);
+        }
+        return boxes;
+    }
+
     LoadPlan make_plan(const py::list& fqns, const py::list& chunk_offsets,
                        const py::list& chunk_hints, const py::list& storage_offsets,
                        const py::list& lengths) const {
@@ -250,7 +288,9 @@ void bind_reader(py::module_& module) {
         .def("__len__", &Reader::size)
         .def("stored", &Reader::stored, py::arg("fqns"), py::arg("sizes"))
         .def("start_boxes", &Reader::start_boxes, py::arg("fqns"), py::arg("offsets"),
-             py::arg("sizes"), py::arg("tensors"))
+             py::arg("sizes"), py::arg("tensors"), py::arg("exchange"))
+        .def("offer_boxes", &Reader::offer_boxes, py::arg("fqns"), py::arg("offsets"),
+             py::arg("sizes"), py::arg("shapes"))
         .def("file_metadata", &Reader::file_metadata)
         .def("prepare_local_plan", &Reader::prepare_local_plan, py::arg("fqns"),
              py::arg("chunk_offsets"), py::arg("chunk_hints"), py::arg("storage_offsets"),

@@ -193,16 +193,6 @@ py::list describe(const py::bytes& packed) {
 
 } // namespace
 
-ExchangeWay to_way(const std::string& text) {
-    for (const ExchangeWay way : {ExchangeWay::automatic, ExchangeWay::off,
-                                  ExchangeWay::process_memory, ExchangeWay::shared_memory})
-        if (text == name(way))
-            return way;
-    throw py::value_error("exchange must be 'automatic', 'off', 'process_memory' or "
-                          "'shared_memory', not '" +
-                          text + "'");
-}
-
 py::dict to_dict(const SaveReport& report) {
     py::dict out;
     out["path"] = report.path;

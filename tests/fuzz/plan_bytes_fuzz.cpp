@@ -2,6 +2,7 @@
 // written. The first byte says which kind.
 #include <safering/plan.hpp>
 
+#include "checkpoint/rank_messages.hpp"
 #include "input.hpp"
 #include "plan/byte_codec.hpp"
 
@@ -32,7 +33,7 @@ void check(const std::vector<std::byte>& bytes, Parse parse) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
     using plan::ByteKind;
     test::Input input(data, size);
-    const auto kind = static_cast<ByteKind>(1 + input.below(5));
+    const auto kind = static_cast<ByteKind>(1 + input.below(6));
     const auto bytes = enveloped(kind, input.rest());
     switch (kind) {
     case ByteKind::save_plan: check(bytes, save_plan_from_bytes); break;
@@ -42,6 +43,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     case ByteKind::storage_plan:
         check(bytes,
               [](std::span<const std::byte> some) { return storage_plan_from_bytes(some, 2); });
+        break;
+    case ByteKind::rank_message: // whatever they say, an Error or a value
+        (void)checkpoint::unpack(bytes);
+        (void)checkpoint::begin_save_from_bytes(bytes);
+        (void)checkpoint::save_report_from_bytes(bytes);
         break;
     }
     return 0;

@@ -132,9 +132,14 @@ class Reader:
     def stored(self, fqns: list[str], sizes: _Shapes) -> tuple[list[int], list[tuple[int, ...] | None]]:
         """Of an open checkpoint: the dtype of each, -1 where it lacks the tensor, and the size where it is another."""
 
-    def start_boxes(self, fqns: list[str], offsets: _Shapes, sizes: _Shapes, tensors: TensorColumns) -> None:
+    def start_boxes(
+        self, fqns: list[str], offsets: _Shapes, sizes: _Shapes, tensors: TensorColumns, exchange: bytes | None
+    ) -> None:
         """Loads boxes of tensors (sizes) from an open checkpoint, whatever its chunks; offsets of None: whole tensors.
         `tensors` are of the stored dtypes."""
+
+    def offer_boxes(self, fqns: list[str], offsets: _Shapes, sizes: _Shapes, shapes: _Shapes) -> bytes:
+        """prepare_local_plan of start_boxes into tensors of these shapes."""
 
     def file_metadata(self) -> dict[str, dict[str, str]]:
         """`__metadata__` by file name; after read_metadata."""

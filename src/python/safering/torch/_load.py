@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from ._dtypes import CODES, DTYPES, F4
 from ._plans import no_collection
 from ._planner import DefaultLoadPlanner
-from ._reader import HuggingFaceStorageReader, overlaps
+from ._reader import HuggingFaceStorageReader, offer_of, overlaps, with_exchange
 from ._short_way import all_agree, is_exactly
 from ._state import PLAIN, flatten, is_stateful
 from ._tensors import WINDOW_BYTES, all_plain, columns, empty_plain, is_plain, synchronize
@@ -140,15 +140,24 @@ class _Load:
         self._targets: _Targets | None = None
         self._codes: list[int] = []
         self._plan: LoadPlan | None = None
+        #: This rank's part in what ranks of one host hand on.
+        self._exchange: bytes | None = None
 
     def run(self) -> None:
-        self._group.reduce_scatter("plan", self._prepare, lambda ready: [None] * len(ready))
+        self._exchange = self._group.reduce_scatter("plan", self._prepare, self._reader._exchanges)
         self._group.all_gather("read", self._read)
 
-    def _prepare(self) -> None:
+    def _prepare(self) -> bytes | None:
+        """What this rank would read, for the coordinator."""
         with no_collection():
             if not self._prepare_columns():
                 self._prepare_plan()
+                return offer_of(self._plan)
+            if not self._reader._offers():
+                return None
+            targets = self._targets
+            shapes = [tensor.shape for tensor in targets.tensors]
+            return self._reader._native.offer_boxes(targets.names, targets.offsets, targets.sizes, shapes)
 
     def _prepare_plan(self) -> None:
         reader, planner, group = self._reader, self._planner, self._group
@@ -200,17 +209,25 @@ class _Load:
 
     def _read(self) -> None:
         if self._targets is None:
-            plan = self._planner.finish_plan(self._plan)
+            plan = self._planner.finish_plan(with_exchange(self._plan, self._exchange))
             self._reader.read_data(plan, self._planner).wait()
             return
+        try:
+            self._read_columns()
+        except BaseException as error:
+            if self._exchange is not None:
+                self._reader._native.decline(self._exchange, f"{type(error).__name__}: {error}")
+            raise
+
+    def _read_columns(self) -> None:
         report: dict[str, Any] = {}
         targets, codes = self._targets, self._codes
         copied = [] if self._fit(targets.tensors) else self._find_copied()
         if copied:
             left = set(range(len(codes))).difference(copied)
             targets = targets.at(sorted(left))
-        if targets.names or not copied:
-            self._read_into(targets, targets.tensors, report)
+        if targets.names or not copied or self._exchange is not None:
+            self._read_into(targets, targets.tensors, report, self._exchange)
         for window in self._windows(copied):
             part = self._targets.at(window)
             buffers = [
@@ -252,8 +269,11 @@ class _Load:
         if window:
             yield window
 
-    def _read_into(self, targets: _Targets, tensors: list[torch.Tensor], report: dict[str, Any]) -> None:
-        self._reader._native.start_boxes(targets.names, targets.offsets, targets.sizes, columns(tensors))
+    def _read_into(
+        self, targets: _Targets, tensors: list[torch.Tensor], report: dict[str, Any], exchange: bytes | None = None
+    ) -> None:
+        boxes = targets.names, targets.offsets, targets.sizes, columns(tensors)
+        self._reader._native.start_boxes(*boxes, exchange)
         self._reader._wait(report)
 
 

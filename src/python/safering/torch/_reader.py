@@ -134,23 +134,28 @@ class HuggingFaceStorageReader(_TorchReader):
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Adds what this rank would read, where there are others."""
         plan = super().prepare_local_plan(plan)
-        if self.exchange == "off" or self._native is None or not _is_one_of_many():
+        if not self._offers():
             return plan
         with no_collection():
             offer = self._native.prepare_local_plan(*_columns(plan.items, self._codes(plan.items)))
         return _with_entry(plan, _OFFER_KEY, offer)
 
+    def _offers(self) -> bool:
+        """Whether there may be ranks to exchange with."""
+        many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        return many and self.exchange != "off" and self._native is not None
+
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
         """Coordinator: who reads what for whom."""
         plans = super().prepare_global_plan(plans)
-        offers = [_entry(plan, _OFFER_KEY) for plan in plans]
+        exchanges = self._exchanges([offer_of(plan) for plan in plans])
+        return [with_exchange(plan, exchange) for plan, exchange in zip(plans, exchanges)]
+
+    def _exchanges(self, offers: list[bytes | None]) -> list[bytes | None]:
+        """Coordinator: each rank's part, from what all would read."""
         if not any(offers) or self._native is None:
-            return [_with_entry(plan, _OFFER_KEY, None) for plan in plans]
-        exchanges = self._native.prepare_global_plan(offers)
-        return [
-            _with_entry(_with_entry(plan, _OFFER_KEY, None), _EXCHANGE_KEY, exchange)
-            for plan, exchange in zip(plans, exchanges)
-        ]
+            return [None] * len(offers)
+        return self._native.prepare_global_plan(offers)
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fills the planner's tensors; has done so when it returns. On an error they hold an unknown mixture, and
@@ -256,8 +261,13 @@ def _columns(items: list[ReadItem], codes: list[int]) -> tuple:
     return [source.fqn for source in sources], places, [source.index for source in sources], offsets, lengths
 
 
-def _is_one_of_many() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+def offer_of(plan: LoadPlan) -> bytes | None:
+    return _entry(plan, _OFFER_KEY)
+
+
+def with_exchange(plan: LoadPlan, exchange: bytes | None) -> LoadPlan:
+    """In place of the offer."""
+    return _with_entry(_with_entry(plan, _OFFER_KEY, None), _EXCHANGE_KEY, exchange)
 
 
 def _entry(plan: LoadPlan, key: str) -> Any:
