@@ -50,7 +50,7 @@ def differing(state) -> list[str]:
     ]
 
 
-def load(path, placement, options: dict, mixed: bool = False) -> tuple[list[str], dict]:
+def load(path, placement, options: dict, mixed: bool = False, function=dcp.load) -> tuple[list[str], dict]:
     state = empty(placement)
     if mixed:
         # Into another dtype, into memory that is no box, whole: what a trainer has besides.
@@ -58,7 +58,7 @@ def load(path, placement, options: dict, mixed: bool = False) -> tuple[list[str]
         state["narrow"] = torch.zeros(SHAPES["narrow"][::-1]).t()
         state["row"] = torch.zeros(SHAPES["row"])
     reader = st.HuggingFaceStorageReader(str(path), **options)
-    dcp.load(state, storage_reader=reader)
+    function(state, storage_reader=reader)
     return differing(state), reader.report
 
 
@@ -69,8 +69,9 @@ def total(reports: list[dict], key: str) -> int:
 @pytest.mark.parametrize("way", ["process_memory", "shared_memory"])
 @pytest.mark.parametrize("ranks, placement", [(2, Shard(1)), (4, Shard(1)), (3, Replicate())])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_everybody_gets_what_was_saved(saved, way, ranks, placement, mixed):
-    found = run(ranks, load, saved, placement, {"exchange": way}, mixed)
+@pytest.mark.parametrize("function", [dcp.load, st.load], ids=["dcp", "safering"])
+def test_everybody_gets_what_was_saved(saved, way, ranks, placement, mixed, function):
+    found = run(ranks, load, saved, placement, {"exchange": way}, mixed, function)
     assert [wrong for wrong, _ in found] == [[]] * ranks
     reports = [report for _, report in found]
     used = total(reports, f"{way}_bytes")
@@ -78,9 +79,11 @@ def test_everybody_gets_what_was_saved(saved, way, ranks, placement, mixed):
     assert total(reports, "process_memory_bytes") + total(reports, "shared_memory_bytes") == used
 
 
-def test_every_byte_is_read_once(saved):
+@pytest.mark.parametrize("function", [dcp.load, st.load], ids=["dcp", "safering"])
+def test_every_byte_is_read_once(saved, function):
     def bytes_read(way: str) -> int:
-        return total([report for _, report in run(2, load, saved, Replicate(), {"exchange": way})], "read_bytes")
+        found = run(2, load, saved, Replicate(), {"exchange": way}, False, function)
+        return total([report for _, report in found], "read_bytes")
 
     assert bytes_read("off") == 2 * bytes_read("process_memory")
 
