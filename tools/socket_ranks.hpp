@@ -52,9 +52,9 @@ inline Result<void> receive_all(int socket, void* data, std::size_t length) {
 
 inline Result<void> send_message(int socket, const Bytes& message) {
     const std::uint64_t length = message.size();
-    return send_all(socket, &length, sizeof length).and_then([&] {
-        return send_all(socket, message.data(), message.size());
-    });
+    if (auto sent = send_all(socket, &length, sizeof length); !sent)
+        return sent;
+    return send_all(socket, message.data(), message.size());
 }
 
 inline Result<Bytes> receive_message(int socket) {
@@ -82,8 +82,11 @@ class Star final : public Collectives {
 
     Result<std::vector<Bytes>> gather(Bytes own) override {
         std::vector<Bytes> all;
-        if (rank_ != 0)
-            return send_message(sockets_[0], own).transform([&] { return all; });
+        if (rank_ != 0) {
+            if (auto sent = send_message(sockets_[0], own); !sent)
+                return std::unexpected(sent.error());
+            return all;
+        }
         all.push_back(std::move(own));
         for (std::uint32_t rank = 1; rank < ranks_; ++rank) {
             auto message = receive_message(sockets_[rank]);
