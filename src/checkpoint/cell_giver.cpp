@@ -65,7 +65,9 @@ void CellGiver::on_message(std::uint32_t rank, PeerMessage type,
         add_wants(*taker, values_of<PeerCells>(message));
     } else if (type == PeerMessage::takes && !taker->told) {
         const auto way = values_of<PeerWay>(message);
-        on_told(*taker, way.empty() ? PeerWay::slots : way.front());
+        if (way.size() != 1 || way.front() > PeerWay::slots)
+            return lost(rank, "it said what makes no sense here");
+        on_told(*taker, way.front());
     } else if (type == PeerMessage::cell_taken && taker->told) {
         for (const PeerCellName& name : values_of<PeerCellName>(message))
             on_taken(*taker, {static_cast<std::uint32_t>(name.file), name.cell});

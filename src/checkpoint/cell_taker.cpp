@@ -2,6 +2,8 @@
 
 #include <utility>
 
+#include "io/trace.hpp"
+
 namespace safering::checkpoint {
 
 namespace {
@@ -121,7 +123,10 @@ void CellTaker::take(Owner& owner, const PeerCell& cell, std::vector<ByteRange> 
             return lost(owner.rank, "it said what makes no sense here");
         image.data = slots->data() + cell.slot * plan_.chunk_bytes;
     }
-    const auto bytes = on_cell_(name, image);
+    const auto bytes = [&] {
+        const trace::Span span("take from another rank");
+        return on_cell_(name, image);
+    }();
     if (!bytes) {
         Error error = bytes.error();
         error.operation = rank_operation(owner.rank) + ": " + error.operation;

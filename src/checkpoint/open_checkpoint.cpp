@@ -325,9 +325,9 @@ Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& pa
             findings->resize(found_before);
         auto list = list_checkpoint(reactor, path, strict, findings);
         if (!list) {
-            // Names from before a switch and a manifest from after it: a further look tells that from damage.
+            // Names from before a switch and a manifest from after it: further looks tell that from damage.
             const auto code = list.error().code;
-            if (i < 3 &&
+            if (i + 1 < tries &&
                 (code == Errc::checkpoint_file_missing || code == Errc::checkpoint_conflict ||
                  code == Errc::checkpoint_digest_mismatch))
                 continue;

@@ -13,6 +13,14 @@ namespace {
 constexpr std::uint64_t short_run_bytes = 2048, short_gap_bytes = 2048;
 constexpr std::uint64_t scratch_bytes = std::uint64_t{256} << 10;
 
+// From the first to the last byte that the box has in `part`.
+ByteRange held_in(const plan::FileBox& box, ByteRange part) {
+    ByteRange held{part.end, part.begin};
+    box.for_each_run(part,
+                     [&](ByteRange run) { held = {std::min(held.begin, run.begin), run.end}; });
+    return held.begin < held.end ? held : ByteRange{};
+}
+
 } // namespace
 
 Result<void> PeerScatter::scatter(const plan::BoxCopy& copy, int process, std::uint64_t address,
@@ -28,13 +36,17 @@ Result<void> PeerScatter::scatter(const plan::BoxCopy& copy, int process, std::u
     }
     scratch_.resize(scratch_bytes);
     for (std::uint64_t at = window.begin; at < window.end;) {
-        const ByteRange part{at, std::min(window.end, at + scratch_bytes)};
+        const ByteRange whole{at, std::min(window.end, at + scratch_bytes)};
+        at = whole.end;
+        // Of a long gap the image may have nothing, and end before it.
+        const ByteRange part = is_short ? whole : held_in(box, whole);
+        if (part.empty())
+            continue;
         PeerGather gather(process);
         gather.add(address + (part.begin - window.begin), part.size());
         if (auto read = gather.read(scratch_.data()); !read)
             return read;
         copy.scatter(scratch_.data(), memory, part);
-        at = part.end;
     }
     return {};
 }

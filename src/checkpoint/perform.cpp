@@ -4,6 +4,8 @@
 
 #include <fmt/format.h>
 
+#include "io/trace.hpp"
+
 namespace safering::checkpoint {
 
 Result<Completion> perform(Reactor& reactor, Request request) {
@@ -21,12 +23,13 @@ Result<std::vector<Completion>> perform_all(Reactor& reactor, std::vector<Reques
     return completions;
 }
 
-std::vector<std::string> file_system_notes(const FileSystemInfo& info) {
+std::vector<std::string> environment_notes(const FileSystemInfo& info) {
     std::vector<std::string> notes;
     if (!info.direct)
         notes.push_back(info.type + " refuses O_DIRECT; the page cache was used");
     if (!info.allocate)
         notes.push_back(info.type + " refuses fallocate; a full disk shows late");
+    trace::add_problem(notes);
     return notes;
 }
 

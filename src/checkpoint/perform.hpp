@@ -15,8 +15,8 @@ Result<Completion> perform(Reactor& reactor, Request request);
 /// All end before the first failure is reported.
 Result<std::vector<Completion>> perform_all(Reactor& reactor, std::vector<Request> requests);
 
-/// What a file system does not grant, in words for a report.
-std::vector<std::string> file_system_notes(const FileSystemInfo& info);
+/// What a file system does not grant, and a trace that cannot be written, in words for a report.
+std::vector<std::string> environment_notes(const FileSystemInfo& info);
 
 /// A descriptor that is closed when it goes out of scope. What was written through it is durable by then, or
 /// given up, so that closing has nothing left to report. The reactor must outlive it.

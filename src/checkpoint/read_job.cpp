@@ -136,6 +136,7 @@ void ReadJob::add_file(std::uint32_t stored, plan::RequestPlan requests) {
 
 void ReadJob::start(Handler handler) {
     handler_ = std::move(handler);
+    interval_.begin("read_data");
     boost::asio::post(reactor_.executor(),
                       [self = std::static_pointer_cast<ReadJob>(shared_from_this())] {
                           if (self->exchange_)
@@ -204,6 +205,7 @@ Result<void> ReadJob::verify(const Cell& cell) {
 
 Result<CellPipeline::Unloaded> ReadJob::unload(const std::shared_ptr<Cell>& unloading) {
     Cell& cell = *unloading;
+    const trace::Span span("copy out", cell.request->range.size());
     if (options_.verification != Verification::off)
         if (auto verified = verify(cell); !verified)
             return std::unexpected(std::move(verified.error()));
@@ -234,12 +236,14 @@ void ReadJob::on_idle() {
         exchange_->end();
     }
     items_.clear(); // the owners' memory is the caller's alone before it hears of the end
+    interval_.end();
     if (error_) {
         handler(std::unexpected(std::move(*error_)));
         return;
     }
     report_.reactor = reactor_.info();
     report_.notes = checkpoint_.notes;
+    trace::add_problem(report_.notes);
     if (!report_.exchange.reason.empty())
         report_.notes.push_back("this rank took from others through shared memory: " +
                                 report_.exchange.reason);

@@ -10,6 +10,7 @@
 #include "checkpoint/peer_scatter.hpp"
 #include "checkpoint/read_exchange.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
+#include "io/trace.hpp"
 #include "plan/box.hpp"
 
 namespace safering::checkpoint {
@@ -103,6 +104,7 @@ class ReadJob final : public CellPipeline {
     bool exchanging_ = false; // it is not done so far
     std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     LoadReport report_;
+    trace::Interval interval_;
     Handler handler_;
 };
 

@@ -38,6 +38,10 @@ Result<void> ReadJob::join_exchange(const LoadExchange& exchange) {
     if (!made)
         return std::unexpected(std::move(made.error()));
     exchange_ = std::move(*made);
+    for (const SharedCells& cells : exchange.cells)
+        if (cells.file >= checkpoint_.files.size())
+            return safering::fail(Errc::plan_bad_bytes, "read data",
+                                  "the plan exchanges cells of a file that is none");
     for (const FileRange& read : exchange.reads)
         if (read.file >= checkpoint_.files.size() ||
             read.range.end > checkpoint_.files[read.file].file_bytes())
@@ -77,8 +81,10 @@ void ReadJob::add_given() {
             while (at < own && requests[at].range.begin / chunk_bytes_ < cell)
                 ++at;
             const std::vector<ByteRange> reads = exchange_->reads_of({f, cell});
-            if (reads.empty())
-                continue; // asked for, and planned by nobody: the taker will say so
+            if (reads.empty()) // who takes it would wait for ever
+                return fail({.code = Errc::plan_bad_bytes,
+                             .operation = "read data",
+                             .detail = "the plan exchanges a cell of which it reads nothing"});
             const ByteRange all{reads.front().begin, reads.back().end};
             if (at == own || requests[at].range.begin / chunk_bytes_ != cell) {
                 requests.push_back({.range = all, .gaps = true});

@@ -103,7 +103,7 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
                       .replaced = !existing.error,
                       .reactor = reactor.info(),
                       .file_system = *file_system,
-                      .notes = file_system_notes(*file_system)};
+                      .notes = environment_notes(*file_system)};
     std::ranges::move(remove_older_attempts(reactor, target, attempt),
                       std::back_inserter(report.notes));
     if (!removed)

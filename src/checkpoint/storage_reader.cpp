@@ -11,6 +11,7 @@
 #include "checkpoint/read_job.hpp"
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
+#include "io/trace.hpp"
 #include "plan/load_exchange_plan.hpp"
 #include "plan/tensor_finder.hpp"
 
@@ -122,6 +123,7 @@ void HuggingFaceStorageReader::reset(std::string path) {
 }
 
 Result<Metadata> HuggingFaceStorageReader::read_metadata() {
+    const trace::Span span("read_metadata");
     reset();
     auto reactor = impl_->reactor.get();
     if (!reactor)

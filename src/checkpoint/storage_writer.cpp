@@ -16,6 +16,7 @@
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/strict_json.hpp"
 #include "checkpoint/write_job.hpp"
+#include "io/trace.hpp"
 #include "plan/exchange_plan.hpp"
 #include "plan/layout.hpp"
 
@@ -224,6 +225,7 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
 
 Result<std::vector<SavePlan>>
 HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
+    const trace::Span span("prepare_global_plan");
     if (auto aborted = impl_->abort(); !aborted)
         return std::unexpected(std::move(aborted.error()));
     auto running = impl_->reactor.get();
@@ -319,7 +321,7 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone() {
                       .tensor_bytes = attempt->tensor_bytes,
                       .reactor = running.info(),
                       .file_system = file_system,
-                      .notes = file_system_notes(file_system)};
+                      .notes = environment_notes(file_system)};
     if (auto removed = abort(); !removed)
         report.notes.push_back(removed.error().message());
     std::ranges::move(remove_older_attempts(running, attempt_base(), report.attempt),
@@ -329,6 +331,7 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone() {
 
 Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
                                                     std::vector<WriteResults> results) {
+    trace::Interval interval("finish: the metadata commit");
     if (!impl_->attempt)
         return fail(Errc::plan_not_prepared, "finish",
                     "no attempt is open: prepare_global_plan was not called, or failed");
@@ -365,7 +368,7 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
                       .replaced = outcome.replaced,
                       .reactor = reactor.info(),
                       .file_system = impl_->file_system,
-                      .notes = file_system_notes(impl_->file_system)};
+                      .notes = environment_notes(impl_->file_system)};
     add_exchange(report, results);
     if (outcome.published)
         impl_->attempt.reset();

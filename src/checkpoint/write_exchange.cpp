@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include "io/trace.hpp"
+
 namespace safering::checkpoint {
 
 namespace {
@@ -225,6 +227,7 @@ Result<bool> WriteExchange::take(const Wanted& wanted, std::byte* image) {
         return false;
     const std::uint64_t tensor_begin = plan_.items[wanted.foreign].placement.tensor_begin;
     const ByteRange window{wanted.window.begin - tensor_begin, wanted.window.end - tensor_begin};
+    const trace::Span span("take from another rank", window.size());
     const plan::FileBox& box = item.copy.file_box();
     const std::uint64_t before = box.bytes_before(window.begin);
     Result<void> taken;

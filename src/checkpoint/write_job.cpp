@@ -149,6 +149,7 @@ Result<void> WriteJob::plan_files() {
 
 void WriteJob::start(Handler handler) {
     handler_ = std::move(handler);
+    interval_.begin(fmt::format("write_data of rank {}", results_.rank));
     boost::asio::post(reactor_.executor(),
                       [self = std::static_pointer_cast<WriteJob>(shared_from_this())] {
                           if (self->exchange_)
@@ -264,6 +265,7 @@ bool WriteJob::load_staged(Cell& cell) {
 
 Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading) {
     Cell& cell = *loading;
+    const trace::Span span("copy in", cell.request->range.size());
     cell.image_begin = round_down(cell.request->range.begin, block_bytes);
     if (throttle_)
         throttle_->add_bytes(cell.request->range.size());
@@ -370,6 +372,7 @@ void WriteJob::deliver() {
         exchange_->end();
     }
     items_.clear(); // the owners' memory is free before the caller hears of it
+    interval_.end();
     Handler handler = std::move(handler_);
     if (error_) {
         error_->operation += fmt::format(" of rank {}", results_.rank);

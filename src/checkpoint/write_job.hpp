@@ -10,6 +10,7 @@
 #include "checkpoint/cell_pipeline.hpp"
 #include "checkpoint/throttle.hpp"
 #include "checkpoint/write_exchange.hpp"
+#include "io/trace.hpp"
 #include "plan/box.hpp"
 
 namespace safering::checkpoint {
@@ -107,6 +108,7 @@ class WriteJob final : public CellPipeline {
     std::stop_token stop_;
     std::shared_ptr<Throttle> throttle_;
     WriteResults results_;
+    trace::Interval interval_;
     Handler handler_;
     bool opened_ = false;
     bool closing_ = false;

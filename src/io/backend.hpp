@@ -30,6 +30,8 @@ struct Operation {
     /// bytes of this attempt.
     Completion completion{};
 
+    /// When the first attempt began, where that is traced.
+    std::int64_t begun_ns = 0;
     /// Bytes moved by all attempts, and how often in a row nothing moved.
     std::uint64_t moved = 0;
     unsigned idle = 0;

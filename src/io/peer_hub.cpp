@@ -105,9 +105,10 @@ Result<std::shared_ptr<PeerSocket>> PeerHub::connect(const std::string& endpoint
                                                      std::string_view key, std::uint32_t rank) {
     const std::string operation = "connect to a rank of this host";
     const std::string_view host = host_of(endpoint);
-    auto peer = abstract_address(std::string_view(endpoint).substr(host.size() + 1));
+    auto peer = host.empty() ? std::nullopt
+                             : abstract_address(std::string_view(endpoint).substr(host.size() + 1));
     auto own = abstract_address(name_of(key, rank));
-    if (host.empty() || host != host_of(endpoint_) || !peer || !own)
+    if (host != host_of(endpoint_) || !peer || !own)
         return fail(Errc::plan_bad_bytes, operation,
                     fmt::format("\"{}\" is no rank of this host", escaped(endpoint)));
     Descriptor socket = make_socket();

@@ -159,6 +159,8 @@ void PeerSocket::end(std::string why) {
 
 void PeerSocket::close() {
     handlers_.reset();
+    draining_ = false;
+    drain(); // room that the loop has not told of
     boost::system::error_code ignored;
     socket_.close(ignored);
     if (life_)

@@ -6,6 +6,7 @@
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
 
+#include "io/trace.hpp"
 #include "io/transfer.hpp"
 
 namespace safering {
@@ -169,7 +170,10 @@ void ReactorLoop::settle_ended() {
 void ReactorLoop::settle(Operation& operation) {
     const auto alignment = [&] { return backend_->resume_alignment(operation.request.file); };
     switch (next_step(operation, alignment)) {
-    case NextStep::finish: finished_.emplace_back(&operation); break;
+    case NextStep::finish:
+        trace::add(operation.request, operation.completion, operation.begun_ns);
+        finished_.emplace_back(&operation);
+        break;
     case NextStep::again: pending_.push_front(&operation); break;
     case NextStep::later: retry_later(operation); break;
     }
@@ -192,6 +196,8 @@ void ReactorLoop::fill() {
         Operation* operation = pending_.front();
         pending_.pop_front();
         ++in_flight_;
+        if (operation->begun_ns == 0)
+            operation->begun_ns = trace::now_ns();
         backend_->start(*operation);
     }
     backend_->flush();

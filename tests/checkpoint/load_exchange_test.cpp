@@ -377,6 +377,26 @@ TEST_F(LonelyLoad, CancelEndsTheWait) {
     EXPECT_EQ(error->code, std::errc::operation_canceled);
 }
 
+// Cells that nobody reads, and a partner that lives nowhere.
+TEST_F(LonelyLoad, APlanThatCannotBeCarriedOutIsAnError) {
+    for (const bool unread : {true, false}) {
+        loading_.emplace(model_, Sharding{2, 1}, path(), options(ExchangeWay::process_memory),
+                         small_reactors(2));
+        for (LoadPlan& plan : loading_->prepared)
+            if (unread)
+                plan.exchange->reads.clear();
+            else
+                plan.exchange->peers.front().endpoint.clear();
+        auto first = loading_->start(0), second = loading_->start(1);
+        const auto errors = {error_of(std::move(first)), error_of(std::move(second))};
+        EXPECT_TRUE(std::ranges::any_of(errors, [](const auto& error) {
+            return error && error->code == Errc::plan_bad_bytes;
+        }));
+        EXPECT_TRUE(
+            std::ranges::all_of(errors, [](const auto& error) { return error.has_value(); }));
+    }
+}
+
 // It takes part, and wants nothing by itself.
 TEST_F(LonelyLoad, ARankWithoutItemsStillReadsForOthers) {
     loading_->prepared[1].items.clear();

@@ -1,0 +1,51 @@
+"""SAFERING_TRACE: a file that a JSON reader takes once its bracket is closed, and in it what saves and loads did."""
+
+import collections
+import json
+import os
+import unittest
+import unittest.mock
+
+from command import CommandTest
+
+import tap
+
+
+class TraceTest(CommandTest):
+    def traced_bench(self, *options):
+        path = self.directory / "trace.json"
+        with unittest.mock.patch.dict(os.environ, SAFERING_TRACE=str(path)):
+            self.good("bench", self.directory, "--size", "32MiB", "--repeat", "1", *options)
+        return json.loads(path.read_text().rstrip().rstrip(",") + "]")
+
+    def test_two_ranks(self):
+        events = self.traced_bench("--ranks", "2", "--shard-dim", "1")
+        names = collections.Counter(event["name"] for event in events if event["ph"] in "bX")
+        for name in ("write", "read", "fsync", "rename", "sync directory", "copy in", "copy out", "read_metadata",
+                     "prepare_global_plan", "finish: the metadata commit", "write_data of rank 0",
+                     "write_data of rank 1", "read_data"):
+            self.assertGreater(names[name], 0, name)
+        # Each beginning has its end, after it, and all bytes went somewhere.
+        begun = {(event["pid"], event["id"]): event for event in events if event["ph"] == "b"}
+        ended = {(event["pid"], event["id"]): event for event in events if event["ph"] == "e"}
+        self.assertEqual(begun.keys(), ended.keys())
+        self.assertTrue(all(begun[key]["ts"] <= ended[key]["ts"] for key in begun))
+        writes = [event["args"] for event in begun.values() if event["name"] == "write"]
+        self.assertGreaterEqual(sum(write["bytes"] for write in writes), 32 << 20)
+        self.assertTrue(any(write["file"].endswith(".safetensors") for write in writes), writes)
+
+    def test_a_second_run_adds_to_it(self):
+        first = self.traced_bench()
+        both = self.traced_bench()
+        self.assertEqual(both[: len(first)], first)
+        self.assertGreater(len(both), len(first))
+
+    def test_what_cannot_be_written_is_said(self):
+        source = self.file("source.safetensors")
+        with unittest.mock.patch.dict(os.environ, SAFERING_TRACE=str(self.directory / "nowhere" / "trace.json")):
+            notes = self.good_json("convert", source, self.directory / "saved")["notes"]
+        self.assertTrue(any("SAFERING_TRACE" in note and "nowhere" in note for note in notes), notes)
+
+
+if __name__ == "__main__":
+    tap.main()
