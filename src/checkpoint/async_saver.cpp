@@ -140,7 +140,7 @@ struct AsyncSaver::Impl {
     Result<SaveReport> write_and_commit(Job& job);
     Result<SaveReport> commit(Job& job, const std::vector<Bytes>& gathered);
 
-    // Under the lock.
+    // Under the lock. `job` must not be an element of `jobs`, which loses it.
     void end(const std::shared_ptr<Job>& job, Result<SaveReport> outcome);
     /// Its attempt is removed when the caller, without the lock, drops it.
     [[nodiscard]] std::shared_ptr<Job> supersede(std::uint64_t number);
@@ -362,6 +362,7 @@ void AsyncSaver::Impl::work() {
         std::optional<Result<SaveReport>> outcome;
         if (job)
             outcome = write_and_commit(**job);
+        std::deque<std::shared_ptr<Job>> lost; // dropped without the lock
         const std::lock_guard lock(mutex);
         current.reset();
         if (job) {
@@ -370,8 +371,9 @@ void AsyncSaver::Impl::work() {
         }
         // Nothing that comes after could be agreed on.
         broken = job.error();
-        while (!jobs.empty())
-            end(jobs.front(), std::unexpected(*broken));
+        lost = jobs;
+        for (const auto& one : lost)
+            end(one, std::unexpected(*broken));
         return;
     }
 }

@@ -105,6 +105,31 @@ class Gate {
     bool reached_ = false;
 };
 
+// The first of two ranks, of which the other is lost once the gate opens.
+class LosesTheOther final : public Collectives {
+  public:
+    explicit LosesTheOther(Gate& gate) : gate_(gate) {}
+    std::uint32_t rank() const override { return 0; }
+    std::uint32_t ranks() const override { return 2; }
+    Result<std::vector<Bytes>> gather(Bytes) override { return lost(); }
+    Result<Bytes> scatter(std::vector<Bytes>) override { return lost(); }
+
+  private:
+    std::unexpected<Error> lost() {
+        gate_.pass();
+        return fail(std::make_error_code(std::errc::connection_aborted), "speak", "lost");
+    }
+    Gate& gate_;
+};
+
+class Alone final : public Collectives {
+  public:
+    std::uint32_t rank() const override { return 0; }
+    std::uint32_t ranks() const override { return 1; }
+    Result<std::vector<Bytes>> gather(Bytes own) override { return std::vector<Bytes>{own}; }
+    Result<Bytes> scatter(std::vector<Bytes> parts) override { return parts.at(0); }
+};
+
 std::error_code code_of(std::future<SaveReport>& future) {
     try {
         (void)future.get();
@@ -144,6 +169,20 @@ class AsyncSaves : public OnDisk {
 
     Gate gate;
 };
+
+TEST_F(AsyncSaves, EndsAllThatIsAskedForWhenTheRanksLoseEachOther) {
+    gate.shut();
+    AsyncSaverOptions made = options();
+    made.foreground = std::make_shared<Alone>();
+    made.background = std::make_shared<LosesTheOther>(gate);
+    AsyncSaver saver(made);
+    auto first = save(saver, make_model(1), "/ckpt/1");
+    gate.wait_reached();
+    auto second = save(saver, make_model(2), "/ckpt/2");
+    gate.open();
+    EXPECT_EQ(code_of(first), std::errc::connection_aborted);
+    EXPECT_EQ(code_of(second), std::errc::connection_aborted);
+}
 
 TEST_F(AsyncSaves, SavesWhatWasThereWhenItWasAsked) {
     AsyncSaver saver(options());
