@@ -155,8 +155,18 @@ class Saver {
         const py::gil_scoped_release release;
         return PendingSave(value_or_throw(saver.save(std::move(path), std::move(own), run_fill)));
     }
-    void cancel() { running().cancel(); }
-    void lift_limits() { running().lift_limits(); }
+    // The saver's thread may hold the saver's lock while it waits for the GIL: staging memory that goes is
+    // unpinned in Python.
+    void cancel() {
+        AsyncSaver& saver = running();
+        const py::gil_scoped_release release;
+        saver.cancel();
+    }
+    void lift_limits() {
+        AsyncSaver& saver = running();
+        const py::gil_scoped_release release;
+        saver.lift_limits();
+    }
     bool wait(double seconds) {
         AsyncSaver& saver = running();
         const py::gil_scoped_release release;

@@ -205,6 +205,20 @@ def test_ranks_save_together(tmp_path):
     assert not (tmp_path / "bad").exists()
 
 
+def save_by_some_ranks(path: str) -> None:
+    group = dist.new_group([1, 2])
+    if dist.get_rank() != 0:
+        with AsyncSaver(process_group=group) as saver:
+            saver.save({"w": numbers(1000)}, path).result(TIMEOUT)
+    # All ranks make groups afterwards as before.
+    dist.barrier(dist.new_group())
+    assert_same(load_full(path), {"w": numbers(1000)})
+
+
+def test_some_ranks_save_and_the_others_take_no_part(tmp_path):
+    ranks.run(3, save_by_some_ranks, str(tmp_path / "some"), timeout=60)
+
+
 def agree_by_ranks(path: str) -> list[str]:
     outcomes = []
     with AsyncSaver(limits=HELD_UP) as saver:

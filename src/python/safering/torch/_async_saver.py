@@ -198,8 +198,11 @@ class _Ranks:
     """Carries bytes between ranks, over a process group of its own. Used from native code, by one thread at a time."""
 
     def __init__(self, ranks: list[int]) -> None:
-        # What waits here waits for a save: for as long as that takes.
-        self._group = dist.new_group(ranks, backend="gloo", timeout=timedelta(days=1))
+        # What waits here waits for a save: for as long as that takes. Ranks that do not save take no part in making
+        # the group, nor in its name.
+        self._group = dist.new_group(
+            ranks, backend="gloo", timeout=timedelta(days=1), use_local_synchronization=True
+        )
         self._first = ranks[0]
         self.rank = ranks.index(dist.get_rank())
         self.ranks = len(ranks)
