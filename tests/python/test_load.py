@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.tensor import Replicate, Shard, init_device_mesh
 
 import safering.torch as st
-from safering.torch import _load, _reader
+from safering.torch import _load, _tensors
 from safering.torch._dtypes import DTYPES
 
 
@@ -68,8 +68,7 @@ def odd_targets() -> dict:
 
 
 def test_converts_and_scatters(tmp_path, short_way, monkeypatch):
-    monkeypatch.setattr(_load, "WINDOW_BYTES", 100)  # one tensor at a time
-    monkeypatch.setattr(_reader, "WINDOW_BYTES", 100)
+    monkeypatch.setattr(_tensors, "WINDOW_BYTES", 100)  # one tensor at a time
     save(tmp_path / "c", {name: numbers(6, 4, start=i) for i, name in enumerate(odd_targets())})
     target = odd_targets()
     checkpoint = reader(tmp_path / "c")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ from ._planner import DefaultLoadPlanner
 from ._reader import HuggingFaceStorageReader, offer_of, overlaps, with_exchange
 from ._short_way import all_agree, is_exactly
 from ._state import PLAIN, flatten, is_stateful
-from ._tensors import WINDOW_BYTES, all_plain, columns, empty_plain, is_plain, synchronize
+from ._tensors import all_plain, columns, empty_plain, is_plain, synchronize, windows
 
 __all__ = ["load"]
 
@@ -228,7 +227,7 @@ class _Load:
             targets = targets.at(sorted(left))
         if targets.names or not copied or self._exchange is not None:
             self._read_into(targets, targets.tensors, report, self._exchange)
-        for window in self._windows(copied):
+        for window in windows(copied, self._stored_bytes):
             part = self._targets.at(window)
             buffers = [
                 empty_plain(tensor.shape, DTYPES[codes[i]], tensor.device) for i, tensor in zip(window, part.tensors)
@@ -256,18 +255,8 @@ class _Load:
             if CODES.get(tensor.dtype) != code or not is_plain(tensor) or overlaps(tensor)
         ]
 
-    def _windows(self, positions: list[int]) -> Iterator[list[int]]:
-        window: list[int] = []
-        size = 0
-        for i in positions:
-            wanted = self._targets.tensors[i].numel() * DTYPES[self._codes[i]].itemsize
-            if window and size + wanted > WINDOW_BYTES:
-                yield window
-                window, size = [], 0
-            window.append(i)
-            size += wanted
-        if window:
-            yield window
+    def _stored_bytes(self, position: int) -> int:
+        return self._targets.tensors[position].numel() * DTYPES[self._codes[position]].itemsize
 
     def _read_into(
         self, targets: _Targets, tensors: list[torch.Tensor], report: dict[str, Any], exchange: bytes | None = None

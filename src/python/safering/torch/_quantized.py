@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from .. import _errors, _runtime
 from ._reader import HuggingFaceStorageReader
-from ._tensors import WINDOW_BYTES, empty_plain, synchronize
+from ._tensors import WINDOW_BYTES, empty_plain, synchronize, windows
 
 __all__ = ["QuantizedHuggingFaceStorageReader"]
 
@@ -224,7 +224,7 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
             else:
                 parts += self._parts(item, one, target)
         super()._fill([items[i] for i in plain], [targets[i] for i in plain], report, exchange)
-        for window in _windows(parts):
+        for window in windows(parts, lambda part: part.nbytes):
             self._fill_window(window, report)
 
     def _check_plain(self, item: ReadItem, target: torch.Tensor) -> None:
@@ -391,19 +391,6 @@ def _expand_mxfp4(
 
 def _slab(device: torch.device) -> int:
     return _CPU_SLAB if device.type == "cpu" else _DEVICE_SLAB
-
-
-def _windows(parts: list[_Part]) -> Iterator[list[_Part]]:
-    window: list[_Part] = []
-    size = 0
-    for part in parts:
-        if window and size + part.nbytes > WINDOW_BYTES:
-            yield window
-            window, size = [], 0
-        window.append(part)
-        size += part.nbytes
-    if window:
-        yield window
 
 
 def _cut(place: Shape, sizes: Shape, limit: int) -> Iterator[tuple[Shape, Shape]]:

@@ -26,7 +26,7 @@ from torch.futures import Future
 from .. import _native, _runtime
 from ._dtypes import CODES, DTYPES, F4, stored_shape, torch_shape
 from ._plans import no_collection
-from ._tensors import WINDOW_BYTES, columns, empty_plain, is_plain, nbytes, synchronize
+from ._tensors import columns, empty_plain, is_plain, nbytes, synchronize, windows
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class HuggingFaceStorageReader(_TorchReader):
             (direct if fits else copied).append(position)
         if direct or not copied or exchange is not None:
             self._read([items[i] for i in direct], [targets[i] for i in direct], report, exchange)
-        for window in _windows(copied, items, infos):
+        for window in windows(copied, lambda i: torch.Size(items[i].lengths).numel() * infos[i].dtype.itemsize):
             buffers = [empty_plain(tuple(items[i].lengths), infos[i].dtype, targets[i].device) for i in window]
             self._read([items[i] for i in window], buffers, report)
             for i, buffer in zip(window, buffers):
@@ -287,17 +287,3 @@ def _with_entry(plan: LoadPlan, key: str, value: Any) -> LoadPlan:
 def overlaps(tensor: torch.Tensor) -> bool:
     """Whether two elements share memory, as those of an expanded tensor do; copy_ refuses such a target."""
     return any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride()))
-
-
-def _windows(positions: list[int], items: list[ReadItem], infos: list[_HFStorageInfo]):
-    window: list[int] = []
-    size = 0
-    for i in positions:
-        wanted = torch.Size(items[i].lengths).numel() * infos[i].dtype.itemsize
-        if window and size + wanted > WINDOW_BYTES:
-            yield window
-            window, size = [], 0
-        window.append(i)
-        size += wanted
-    if window:
-        yield window

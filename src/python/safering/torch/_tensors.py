@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
 import torch
 
 from .. import _native
@@ -10,6 +13,24 @@ from ._plans import no_collection
 
 #: Copies that are alive at a time, bytes: of tensors that are not plain memory of this host.
 WINDOW_BYTES = 256 << 20
+
+_T = TypeVar("_T")
+
+
+def windows(things: Iterable[_T], size_of: Callable[[_T], int]) -> Iterator[list[_T]]:
+    """In their order, as many at a time as fit WINDOW_BYTES, and one at least."""
+    window: list[_T] = []
+    size = 0
+    for thing in things:
+        wanted = size_of(thing)
+        if window and size + wanted > WINDOW_BYTES:
+            yield window
+            window, size = [], 0
+        window.append(thing)
+        size += wanted
+    if window:
+        yield window
+
 
 #: None: this torch has none.
 F4_DTYPE = DTYPES.get(F4)
