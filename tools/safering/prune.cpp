@@ -66,11 +66,7 @@ ExitCode prune_directory(const Arguments& arguments, const CommonOptions& common
         print_json(report_to_json(arguments, report));
     else
         print_text(arguments, report);
-    if (report.failures.empty())
-        return exit_good;
-    fmt::print(stderr, "safering: not all could be removed, failures: {}\n",
-               report.failures.size());
-    return exit_failure;
+    return end_removal(report.failures);
 }
 
 } // namespace

@@ -48,11 +48,7 @@ ExitCode recover(const std::string& target, bool all_attempts, const CommonOptio
         print_json(report_to_json(target, report));
     else
         print_text(target, report);
-    if (report.failures.empty())
-        return exit_good;
-    fmt::print(stderr, "safering: not all could be removed, failures: {}\n",
-               report.failures.size());
-    return exit_failure;
+    return end_removal(report.failures);
 }
 
 } // namespace

@@ -66,4 +66,11 @@ std::string format_time(std::uint64_t ms_since_1970) {
     return text;
 }
 
+ExitCode end_removal(std::span<const Error> failures) {
+    if (failures.empty())
+        return exit_good;
+    fmt::print(stderr, "safering: not all could be removed, failures: {}\n", failures.size());
+    return exit_failure;
+}
+
 } // namespace safering::tools
