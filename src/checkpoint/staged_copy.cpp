@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <system_error>
 #include <thread>
 
 #include "checkpoint/check_source.hpp"
@@ -82,8 +83,13 @@ void copy_pieces(std::span<const StagingPiece> pieces) {
     const std::size_t threads =
         std::min<std::size_t>({std::max(1u, std::thread::hardware_concurrency()), 4, ends.size()});
     std::vector<std::jthread> helpers;
-    for (std::size_t t = 1; t < threads; ++t)
-        helpers.emplace_back(work);
+    helpers.reserve(threads);
+    try {
+        while (helpers.size() + 1 < threads)
+            helpers.emplace_back(work);
+    } catch (const std::system_error&) {
+        // A container may grant no more threads: those that are there do the work.
+    }
     work();
 }
 
