@@ -2,11 +2,11 @@
 
 #include <algorithm>
 #include <atomic>
-#include <system_error>
 #include <thread>
 
 #include "checkpoint/check_source.hpp"
 #include "checkpoint/planned_box.hpp"
+#include "io/on_threads.hpp"
 #include "io/staging_pool.hpp"
 #include "plan/staging_layout.hpp"
 
@@ -82,15 +82,7 @@ void copy_pieces(std::span<const StagingPiece> pieces) {
     // As many as fill a memory controller.
     const std::size_t threads =
         std::min<std::size_t>({std::max(1u, std::thread::hardware_concurrency()), 4, ends.size()});
-    std::vector<std::jthread> helpers;
-    helpers.reserve(threads);
-    try {
-        while (helpers.size() + 1 < threads)
-            helpers.emplace_back(work);
-    } catch (const std::system_error&) {
-        // A container may grant no more threads: those that are there do the work.
-    }
-    work();
+    on_threads(threads, work);
 }
 
 Result<void> copy_items(std::uint32_t rank, std::span<const WriteItem> items,
