@@ -109,7 +109,7 @@ def run_side(job):
 
 
 def run(arguments, directory, side):
-    path = directory / "async"
+    path = directory.resolve() / "async"  # the store of a rank takes no relative one
     job = {"side": side, "path": str(path), "size": arguments.size, "threads": arguments.threads, "share": arguments.share}
     try:
         done = subprocess.run(

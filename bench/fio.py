@@ -25,19 +25,20 @@ def run(command, **environment):
     return done.stdout
 
 
-def fio(directory, size, direction, **environment):
+def fio(directory, size, direction, block=4 << 20, depth=8, **environment):
     command = ["fio", "--name=roofline", f"--filename={directory}/fio", f"--size={size}", f"--rw={direction}",
-               "--ioengine=io_uring", "--direct=1", "--bs=4M", "--iodepth=8", "--output-format=json"]
+               "--ioengine=io_uring", "--direct=1", f"--bs={block}", f"--iodepth={depth}", "--output-format=json"]
     if direction == "write":
         command += ["--fallocate=native", "--end_fsync=1"]
     job = json.loads(run(command, **environment))["jobs"][0]
     seconds = job["job_runtime"] / 1000
     cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * seconds
-    return {"bytes": size, "seconds": job[direction]["runtime"] / 1000, "cpu": cpu, "extra": None}
+    return {"bytes": size, "seconds": max(1, job[direction]["runtime"]) / 1000, "cpu": cpu, "extra": None}
 
 
-def fio_round(directory, size):
-    write = fio(directory, size, "write", **HUGE_PAGES)
-    reads = [fio(directory, size, "read", **HUGE_PAGES), fio(directory, size, "read")]
+def fio_round(directory, size, block=4 << 20, depth=8):
+    """A durable write and a cold read, the better of huge and ordinary pages."""
+    write = fio(directory, size, "write", block, depth, **HUGE_PAGES)
+    reads = [fio(directory, size, "read", block, depth, **pages) for pages in (HUGE_PAGES, {})]
     os.unlink(f"{directory}/fio")
     return write, min(reads, key=lambda read: read["seconds"])

@@ -295,12 +295,14 @@ def main():
     if shutil.which("fio") is None:
         sys.exit("fio is not installed: run tools/setup bench first")
 
+    # A rank's file:// store takes no relative path: it would wait for the others for ever.
+    directory = Path(arguments.directory).resolve()
     results = {case: {"upstream": [], "safering": []} for case in arguments.case or CASES}
     for case, sides in results.items():
         if CASES[case][2]["tensors"] == "small":
             sides["functions"] = []
     disk = ([], [])
-    with tempfile.TemporaryDirectory(prefix=".torch-checkpoint-", dir=arguments.directory) as scratch:
+    with tempfile.TemporaryDirectory(prefix=".torch-checkpoint-", dir=directory) as scratch:
         for round_ in range(arguments.runs + 1):
             print(f"round {round_} of {arguments.runs}", file=sys.stderr)
             write, read = fio_round(scratch, arguments.size)

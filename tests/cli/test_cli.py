@@ -35,7 +35,8 @@ class Usage(CommandTest):
             *[["convert", "a", "b", "--max-file-size", size]
               for size in ["0", "-5", "5XB", "GB", "1e3", "5 G iB", "", "nan", "9999999999TB"]],
             ["bench", ".", "--ranks", "0"], ["bench", ".", "--shard-dim", "-1"],
-            ["bench", ".", "--size", "big"], ["bench", ".", "--repeat", "0"],
+            ["bench", ".", "--size", "big"], ["bench", ".", "--repeat", "0"], ["bench", ".", "--depth", "0"],
+            *[["bench", ".", "--block", size] for size in ["3MiB", "8MiB", "2KiB", "big"]],
         ]
         for arguments in wrong:
             with self.subTest(arguments=arguments):
@@ -348,6 +349,10 @@ class Bench(CommandTest):
         report = self.check("--ranks", "2", "--shard-dim", "1", "--backend", "threads")
         self.assertEqual(report["reactor"]["backend"], "threads")
         self.assertGreater(report["load"]["bytes"], report["save"]["bytes"])
+
+    def test_blocks_and_depth(self):
+        report = self.check("--block", "64KiB", "--depth", "3")
+        self.assertEqual((report["reactor"]["buffer_bytes"], report["reactor"]["buffer_count"]), (65536, 3))
 
     def test_text(self):
         text = self.good("bench", self.directory, "--size", "1MB", "--repeat", "1")

@@ -31,23 +31,29 @@ library_directory=$(pkg-config --variable=libdir safering)
 # Built only where the option `tools` is on.
 [[ ! -e $work/stage$prefix/bin/safering ]] || "$work/stage$prefix/bin/safering" --version
 
+# The commands that docs/cpp.md gives an embedder, with this build's compiler.
+documented() { # what sets the command apart
+    local command
+    command=$(sed -n "s/ *#.*//; /^g++ .*pkg-config $1/p" "$source_root/docs/cpp.md")
+    [[ -n $command ]] || { echo "docs/cpp.md has no command with pkg-config $1" >&2; exit 1; }
+    (cd "$work/embedder" && g++() { "${compiler[@]}" -Wall -Werror "$@"; } && eval "$command")
+}
+mkdir "$work/embedder"
+cp "$consumer" "$work/embedder/trainer.cpp"
+
 step "user of the shared library"
-read -ra cflags <<<"$(pkg-config --cflags safering)"
-read -ra libraries <<<"$(pkg-config --libs safering)"
-"${compiler[@]}" -std=c++23 -Wall -Werror "${cflags[@]}" "$consumer" -o "$work/shared" "${libraries[@]}"
-LD_LIBRARY_PATH=$library_directory run "$work/shared"
+documented "--cflags"
+LD_LIBRARY_PATH=$library_directory run "$work/embedder/trainer"
 
 step "user of the static library"
 # -lsafering prefers a shared library as long as there is one.
 rm "$library_directory"/libsafering.so*
-read -ra cflags <<<"$(pkg-config --static --cflags safering)"
-read -ra libraries <<<"$(pkg-config --static --libs safering)"
-"${compiler[@]}" -std=c++23 -Wall -Werror "${cflags[@]}" "$consumer" -o "$work/static" "${libraries[@]}"
-if ldd "$work/static" | grep -q safering; then
+documented "--static"
+if ldd "$work/embedder/trainer" | grep -q safering; then
     echo "the static user wants the shared library" >&2
     exit 1
 fi
-run "$work/static"
+run "$work/embedder/trainer"
 
 step "meson subproject"
 mkdir -p "$work/project/subprojects"

@@ -4,6 +4,7 @@
 // first touches of memory and disk. Ranks are threads with a reactor each; their memory is there
 // and touched before the clock starts, as a trainer's is.
 
+#include <bit>
 #include <csignal>
 #include <filesystem>
 
@@ -27,6 +28,8 @@ struct Arguments {
     std::uint64_t model_bytes = std::uint64_t{1} << 30;
     /// 0: a made-up Llama.
     std::uint64_t tensor_bytes = 0;
+    std::uint64_t block_bytes = ReactorOptions{}.buffer_bytes;
+    unsigned depth = ReactorOptions{}.buffer_count;
     unsigned repeat = 5;
 };
 
@@ -119,7 +122,9 @@ BenchReport bench(const Arguments& arguments, BackendChoice backend) {
                                     : equal_tensors(arguments.model_bytes, arguments.tensor_bytes);
     Ranks ranks(model, arguments.ranks, arguments.shard_dimension);
     const std::uint64_t baseline = resident_bytes();
-    ranks.start(backend);
+    ranks.start({.backend = backend,
+                 .buffer_bytes = arguments.block_bytes,
+                 .buffer_count = arguments.depth});
 
     Progress progress("bench");
     const auto show = progress.callback();
@@ -237,12 +242,23 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action) {
     add_bytes_option(*command, "--size", arguments->model_bytes, "Size of the model (1GiB)");
     add_bytes_option(*command, "--tensor-size", arguments->tensor_bytes,
                      "Equal tensors of this size instead of a made-up Llama");
+    add_bytes_option(*command, "--block", arguments->block_bytes,
+                     "Size of a request and of a buffer, at most 4MiB (4MiB)");
+    command
+        ->add_option("--depth", arguments->depth,
+                     "Buffers of each rank: requests in flight that copy (8)")
+        ->check(CLI::Range(1, 64))
+        ->type_name("N");
     command
         ->add_option("--repeat", arguments->repeat, "Runs that count, after one that does not (5)")
         ->check(CLI::Range(1, 1000))
         ->type_name("N");
     add_backend_option(*command, common);
     command->callback([&common, &action, arguments] {
+        // A larger buffer would hold no larger request: a file's cells, which digests are made of, end there.
+        if (!std::has_single_bit(arguments->block_bytes) || arguments->block_bytes < 4096 ||
+            arguments->block_bytes > ReactorOptions{}.buffer_bytes)
+            throw CLI::ValidationError("--block", "a power of two from 4KiB to 4MiB is needed");
         action = [&common, arguments] {
             const BenchReport report = bench(*arguments, common.backend);
             if (common.json)

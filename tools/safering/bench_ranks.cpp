@@ -70,9 +70,9 @@ std::uint64_t Ranks::held_bytes() const {
     return bytes;
 }
 
-void Ranks::start(BackendChoice backend) {
+void Ranks::start(const ReactorOptions& options) {
     for (std::size_t rank = 0; rank < parts_.size(); ++rank)
-        reactors_.push_back(value_or_throw(Reactor::create({.backend = backend})));
+        reactors_.push_back(value_or_throw(Reactor::create(options)));
 }
 
 std::vector<LocalTensor> Ranks::sources(unsigned rank) const {

@@ -32,7 +32,7 @@ class Ranks {
     /// Bytes of all ranks' parts, replicas counted on every rank that holds one.
     std::uint64_t held_bytes() const;
     /// Makes each rank's reactor; before the first save.
-    void start(BackendChoice backend);
+    void start(const ReactorOptions& options);
     Reactor& reactor() { return *reactors_.front(); }
 
     /// A whole save, from the local plans to the commit.

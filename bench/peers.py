@@ -1,0 +1,235 @@
+"""The libraries that `race` runs, each in a process of its own: one durable save and one cold load; prints JSON.
+
+    python bench/peers.py '{"peer": NAME, "directory": DIR, "size": BYTES}'
+
+Every side saves the same float32 tensors. Its save ends when files and directories have been fsynced, by itself or
+here; its load begins after the files have left the page cache and ends when every page of every tensor has been
+touched, since some map files and read nothing before that. Memory is touched before each timed part.
+"""
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from torch_checkpoint import for_each_file, make_state, shapes
+
+
+class Peer(NamedTuple):
+    name: str
+    #: What to import: a peer without it is skipped.
+    module: str
+    #: save(state, directory); None where it only loads what safetensors has written
+    save: object
+    #: load(target, directory) -> tensors by name; `target` are tensors that may be loaded into
+    load: object
+    #: whether its save is durable when it returns
+    durable: bool = False
+
+
+def plain_save(state, directory):
+    from safetensors.torch import save_file
+
+    save_file(state, directory / "model.safetensors")
+
+
+def plain_load(_, directory):
+    from safetensors.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def dcp_save(package):
+    def save(state, directory):
+        import torch.distributed.checkpoint as dcp
+
+        dcp.save(state, storage_writer=classes(package).HuggingFaceStorageWriter(path=str(directory / "step")), no_dist=True)
+
+    return save
+
+
+def dcp_load(package):
+    def load(target, directory):
+        import torch.distributed.checkpoint as dcp
+
+        dcp.load(target, storage_reader=classes(package).HuggingFaceStorageReader(path=str(directory / "step")), no_dist=True)
+        return target
+
+    return load
+
+
+def classes(package):
+    import importlib
+
+    return importlib.import_module(package)
+
+
+def safering_file_save(state, directory):
+    from safering.torch import save_file
+
+    save_file(state, directory / "model.safetensors")
+
+
+def safering_file_load(_, directory):
+    from safering.torch import load_file
+
+    return load_file(directory / "model.safetensors")
+
+
+def torch_save(state, directory):
+    import torch
+
+    torch.save(state, directory / "model.pt")
+
+
+def torch_load(_, directory):
+    import torch
+
+    return torch.load(directory / "model.pt", weights_only=True)
+
+
+def manager():
+    from torch_checkpointing import CheckpointManager
+    from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
+
+    config = CheckpointManager.Config.with_sync_save()
+    # Its direct writes are not aligned; ext4 and xfs refuse them.
+    config.storage_config = LocalFileSystemStorageConfig(use_direct_io=False)
+    return CheckpointManager(config)
+
+
+def checkpointing_save(state, directory):
+    saver = manager()
+    saver.save(str(directory / "step"), {"model": state})
+    saver.close()
+
+
+def checkpointing_load(target, directory):
+    loader = manager()
+    loaded = loader.load(str(directory / "step"), into={"model": target})
+    loader.close()
+    return loaded["model"]
+
+
+def fast_save(state, directory):
+    from fastsafetensors.saver import ParallelSaver
+
+    ParallelSaver(num_shards=1, num_threads=os.cpu_count() or 1, fsync=True).save(state, str(directory / "model"))
+
+
+def fast_load(_, directory):
+    from fastsafetensors import fastsafe_open
+
+    files = [str(path) for path in sorted(directory.glob("*.safetensors"))]
+    with fastsafe_open(files, device="cpu", nogds=True) as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}
+
+
+def streamer_load(_, directory):
+    from runai_model_streamer import SafetensorsStreamer
+
+    with SafetensorsStreamer() as streamer:
+        streamer.stream_files([str(path) for path in sorted(directory.glob("*.safetensors"))])
+        return dict(streamer.get_tensors())
+
+
+def aio_handle():
+    from deepspeed.ops.op_builder import AsyncIOBuilder
+
+    block, depth = 1 << 20, 32
+    return AsyncIOBuilder().load(verbose=False).aio_handle(block, depth, False, True, os.cpu_count() or 1)
+
+
+def aio_save(state, directory):
+    handle = aio_handle()  # a file a tensor, as its offloading to disks has it
+    for index, tensor in enumerate(state.values()):
+        handle.sync_pwrite(tensor, str(directory / f"{index}.bin"))
+
+
+def aio_load(target, directory):
+    handle = aio_handle()
+    for index, tensor in enumerate(target.values()):
+        handle.sync_pread(tensor, str(directory / f"{index}.bin"))
+    return target
+
+
+PEERS = {peer.name: peer for peer in (
+    Peer("safering, DCP", "safering.torch", dcp_save("safering.torch"), dcp_load("safering.torch"), durable=True),
+    Peer("safering, one file", "safering.torch", safering_file_save, safering_file_load, durable=True),
+    Peer("PyTorch DCP, Hugging Face", "torch", dcp_save("torch.distributed.checkpoint"), dcp_load("torch.distributed.checkpoint")),
+    Peer("safetensors", "safetensors.torch", plain_save, plain_load),
+    Peer("torch.save, torch.load", "torch", torch_save, torch_load),
+    Peer("torch_checkpointing", "torch_checkpointing", checkpointing_save, checkpointing_load),
+    Peer("fastsafetensors", "fastsafetensors", fast_save, fast_load),
+    Peer("Run:ai model streamer", "runai_model_streamer", None, streamer_load),
+    Peer("DeepSpeed aio", "deepspeed.ops.op_builder", aio_save, aio_load),
+)}
+OURS = {name for name in PEERS if name.startswith("safering")}
+
+
+def touch(tensors):
+    import torch
+
+    for tensor in tensors.values():
+        tensor.reshape(-1).view(torch.uint8)[::4096].sum()
+
+
+def run(job):
+    import torch
+
+    from upstream import measure
+
+    peer = PEERS[job["peer"]]
+    directory = Path(job["directory"])
+    directory.mkdir()
+    state = make_state({"tensors": "large"}, job["size"], fill=True)
+    for index, tensor in enumerate(state.values()):  # values of its own for each element, or a compressing disk would shine
+        tensor.reshape(-1).view(torch.int32).random_(0, 1 << 30, generator=torch.Generator().manual_seed(index))
+    size = sum(tensor.nbytes for tensor in state.values())
+    target = {name: torch.zeros(shape) for name, shape in shapes("large", job["size"]).items()}
+
+    def save():
+        peer.save(state, directory)
+        if not peer.durable:
+            for_each_file(directory, os.fsync)
+            descriptor = os.open(directory, os.O_RDONLY)
+            os.fsync(descriptor)
+            os.close(descriptor)
+
+    found = {}
+
+    def load():
+        found.update(peer.load(target, directory))
+        touch(found)
+
+    results = {}
+    if peer.save is None:
+        plain_save(state, directory)
+        for_each_file(directory, os.fsync)
+    else:
+        results["save"] = measure(save, size)
+    for_each_file(directory, lambda descriptor: os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED))
+    results["load"] = measure(load, size)
+    for name, tensor in state.items():
+        if not torch.equal(found[name].reshape(tensor.shape).view(torch.int32), tensor.view(torch.int32)):
+            sys.exit(f"{peer.name}: {name} was not loaded as it was saved")
+    return results
+
+
+def main():
+    warnings.filterwarnings("ignore")
+    job = json.loads(sys.argv[1])
+    import importlib
+
+    try:
+        importlib.import_module(PEERS[job["peer"]].module)
+    except ImportError as error:
+        print(json.dumps({"skipped": f"not installed: {error}"}))
+        return
+    print(json.dumps(run(job)))
+
+
+if __name__ == "__main__":
+    main()
