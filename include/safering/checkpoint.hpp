@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <stop_token>
 #include <string>
@@ -41,7 +42,9 @@ struct CheckpointInfo {
     std::uint64_t tensor_bytes = 0;
     std::vector<CheckpointFileInfo> files{};
     Metadata metadata{};
-};
+    /// Of stored tensors that several items of the save wrote, with digests: the boxes of those items, in the stored
+    /// tensor, by name and place (that of the chunk in Metadata).
+    std::map<MetadataIndex, std::vector<ChunkStorageMetadata>> saved_boxes{};
 
 /// Reads headers, manifest and index. Errors as HuggingFaceStorageReader::read_metadata.
 SAFERING_API Result<CheckpointInfo> inspect_checkpoint(const std::string& path, Reactor& reactor,
