@@ -6,6 +6,36 @@ namespace safering {
 
 using namespace checkpoint;
 
+namespace {
+
+// Stored tensors by where they lie: the file, and the first byte in it.
+std::map<MetadataIndex, std::vector<ChunkStorageMetadata>>
+saved_boxes(const StoredCheckpoint& checkpoint) {
+    std::map<std::pair<std::uint32_t, std::uint64_t>, std::vector<ChunkStorageMetadata>> by_place;
+    for (std::uint32_t f = 0; f < checkpoint.files.size(); ++f) {
+        const StoredFile& file = checkpoint.files[f];
+        for (std::size_t t = 0; t < file.extents.tensors(); ++t) {
+            if (file.extents.count(t) < 2)
+                continue;
+            auto& boxes = by_place[{f, file.tensor_range(t).begin}];
+            for (std::size_t e = file.extents.first(t); e < file.extents.first(t + 1); ++e)
+                if (const auto* box = file.extents.at(e).box)
+                    boxes.push_back(*box);
+        }
+    }
+    std::map<MetadataIndex, std::vector<ChunkStorageMetadata>> out;
+    for (const auto& [fqn, tensor] : checkpoint.metadata.tensors)
+        for (std::size_t i = 0; i < tensor.chunks.size(); ++i) {
+            const StorageInfo& storage = tensor.storage.at(i);
+            const auto found = by_place.find({storage.file, storage.offset});
+            if (found != by_place.end() && storage.length != 0)
+                out.emplace(MetadataIndex{fqn, tensor.chunks[i].offsets}, std::move(found->second));
+        }
+    return out;
+}
+
+} // namespace
+
 std::string_view name(CheckpointSource source) {
     switch (source) {
     case CheckpointSource::single_file: return "single file";
@@ -26,7 +56,9 @@ Result<CheckpointInfo> inspect_checkpoint(const std::string& path, Reactor& reac
                         .attempt = opened->attempt,
                         .digests = opened->digests,
                         .files = {},
-                        .metadata = std::move(opened->metadata)};
+                        .metadata = {},
+                        .saved_boxes = saved_boxes(*opened)};
+    info.metadata = std::move(opened->metadata);
     for (const StoredFile& file : opened->files) {
         info.files.push_back({.name = file.name,
                               .file_bytes = file.file_bytes(),
