@@ -53,6 +53,7 @@ struct AsyncSaverOptions {
     std::shared_ptr<Collectives> background{};
 };
 
+/// In a forked child of its process a saver has no saves, and save() ends in io_forked: make another one there.
 class SAFERING_API AsyncSaver {
   public:
     /// Puts the bytes of items[i], dense and row-major, at places[i]. On the thread that calls save().

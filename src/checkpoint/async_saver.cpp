@@ -114,11 +114,8 @@ struct AsyncSaver::Impl {
         const BlockedSignals blocked;
         thread = std::thread([this] { work(); });
     }
+    bool forked() const { return ::getpid() != process; }
     ~Impl() {
-        if (::getpid() != process) { // a forked child has no such thread
-            thread.detach();
-            return;
-        }
         {
             const std::lock_guard lock(mutex);
             closing = true;
@@ -380,10 +377,17 @@ void AsyncSaver::Impl::work() {
 
 AsyncSaver::AsyncSaver(AsyncSaverOptions options)
     : impl_(std::make_unique<Impl>(std::move(options))) {}
-AsyncSaver::~AsyncSaver() = default;
+AsyncSaver::~AsyncSaver() {
+    // The thread, and what it holds and waits for, stayed with the parent.
+    if (impl_->forked())
+        static_cast<void>(impl_.release());
+}
 
 Result<std::future<SaveReport>> AsyncSaver::save(std::string path, Result<SavePlan> plan,
                                                  const Fill& fill) {
+    if (impl_->forked())
+        return std::unexpected(
+            Error{.code = Errc::io_forked, .operation = "save", .file = std::move(path)});
     const std::vector<WriteItem> all = plan ? plan->items : std::vector<WriteItem>();
     {
         const std::lock_guard lock(impl_->mutex);
@@ -427,6 +431,8 @@ Result<std::future<SaveReport>> AsyncSaver::save(std::string path, SavePlan plan
 }
 
 void AsyncSaver::cancel() {
+    if (impl_->forked())
+        return;
     const std::lock_guard lock(impl_->mutex);
     for (const auto& job : impl_->jobs) {
         job->canceled = true;
@@ -435,6 +441,8 @@ void AsyncSaver::cancel() {
 }
 
 bool AsyncSaver::wait(std::chrono::steady_clock::time_point until) {
+    if (impl_->forked())
+        return true;
     std::unique_lock lock(impl_->mutex);
     const auto idle = [this] { return impl_->jobs.empty(); };
     if (until == std::chrono::steady_clock::time_point::max()) {
@@ -445,6 +453,8 @@ bool AsyncSaver::wait(std::chrono::steady_clock::time_point until) {
 }
 
 void AsyncSaver::lift_limits() {
+    if (impl_->forked())
+        return;
     const std::lock_guard lock(impl_->mutex);
     impl_->lifted = true;
     for (const auto& job : impl_->jobs)
@@ -452,6 +462,8 @@ void AsyncSaver::lift_limits() {
 }
 
 AsyncSaver::Flushed AsyncSaver::emergency_flush(std::chrono::steady_clock::duration deadline) {
+    if (impl_->forked())
+        return {};
     const auto until = std::chrono::steady_clock::now() + deadline;
     std::vector<std::shared_ptr<Job>> asked;
     {

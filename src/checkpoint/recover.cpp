@@ -9,35 +9,57 @@ namespace safering {
 
 using namespace checkpoint;
 
+namespace {
+
+bool is_removal(const Leftover& leftover) {
+    return leftover.kind == Leftover::Kind::removal;
+}
+
+Result<std::vector<Leftover>> leftovers_of(Reactor& reactor, const TargetPath& target) {
+    auto list = list_checkpoints(target.parent, reactor);
+    if (!list)
+        return std::unexpected(std::move(list.error()));
+    std::erase_if(list->leftovers,
+                  [&](const Leftover& leftover) { return leftover.target != target.name; });
+    return std::move(list->leftovers);
+}
+
+} // namespace
+
 Result<RecoverReport> recover_checkpoint(const std::string& path, Reactor& reactor,
                                          StaleAttempts attempts) {
     const TargetPath target = make_target_path(path);
     RecoverReport report;
-    auto finished = finish_switch(reactor, target);
-    if (!finished)
-        return std::unexpected(std::move(finished.error()));
-    report.switch_finished = *finished;
-    // After the switch: what it took the files from is stale now.
-    auto list = list_checkpoints(target.parent, reactor);
-    if (!list)
-        return std::unexpected(std::move(list.error()));
-    for (Leftover& leftover : list->leftovers) {
-        if (leftover.target != target.name)
-            continue;
-        const bool removal = leftover.kind == Leftover::Kind::removal;
-        const bool may_go = removal || (leftover.kind == Leftover::Kind::attempt &&
-                                        (leftover.stale || attempts == StaleAttempts::all));
-        if (!may_go) {
-            report.left.push_back(std::move(leftover));
-            continue;
-        }
-        auto done = removal ? finish_removal(reactor, target.parent, leftover.name,
-                                             RetentionPolicy::Others::keep)
-                            : remove_attempt_directory(reactor, leftover.path);
+    const auto note = [&](Leftover& leftover, Result<void> done) {
         if (done)
             report.removed.push_back(std::move(leftover));
         else
             report.failures.push_back(std::move(done.error()));
+    };
+    // First, as one may give the target back.
+    auto leftovers = leftovers_of(reactor, target);
+    if (!leftovers)
+        return std::unexpected(std::move(leftovers.error()));
+    for (Leftover& leftover : *leftovers)
+        if (is_removal(leftover))
+            note(leftover, finish_removal(reactor, target.parent, leftover.name,
+                                          RetentionPolicy::Others::keep));
+    auto finished = finish_switch(reactor, target);
+    if (!finished)
+        return std::unexpected(std::move(finished.error()));
+    report.switch_finished = *finished;
+    // Again: what the switch took the files from is stale now.
+    leftovers = leftovers_of(reactor, target);
+    if (!leftovers)
+        return std::unexpected(std::move(leftovers.error()));
+    for (Leftover& leftover : *leftovers) {
+        if (is_removal(leftover))
+            continue;
+        if (leftover.kind == Leftover::Kind::attempt &&
+            (leftover.stale || attempts == StaleAttempts::all))
+            note(leftover, remove_attempt_directory(reactor, leftover.path));
+        else
+            report.left.push_back(std::move(leftover));
     }
     if (!report.removed.empty())
         if (auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = target.parent});

@@ -88,24 +88,42 @@ Result<void> unlink_but_manifest(Reactor& reactor, const std::string& path,
 }
 
 // Whether a renamed directory still holds the checkpoint that was listed.
-Result<void> check_unchanged(Reactor& reactor, const std::string& path,
-                             const StepCheckpoint& checkpoint) {
+bool is_unchanged(Reactor& reactor, const std::string& path, const StepCheckpoint& checkpoint) {
     const auto redo = read_redo_record(reactor, path);
     const auto manifest = read_manifest(reactor, path);
-    if (redo && !*redo && manifest && manifest->attempt == checkpoint.attempt)
-        return {};
-    return std::unexpected(Error{.code = Errc::checkpoint_conflict,
-                                 .operation = "remove checkpoint",
-                                 .file = checkpoint.path,
-                                 .detail = "it was saved to meanwhile, and stays"});
+    return redo && !*redo && manifest && manifest->attempt == checkpoint.attempt;
+}
+
+// What another save has come into meanwhile gets its name back, where that is free; a switch that was cut off there is
+// finished.
+Error put_back(Reactor& reactor, const std::string& path, const std::string& old_path) {
+    Error error{.code = Errc::checkpoint_conflict,
+                .operation = "remove checkpoint",
+                .file = old_path,
+                .detail = "it was saved to meanwhile, and stays"};
+    const auto back = perform(reactor, {.op = Opcode::rename, .path = path, .new_path = old_path});
+    if (!back) {
+        error.detail += fmt::format(" as {}: {}", escaped(path), back.error().message());
+        return error;
+    }
+    if (const auto finished = finish_switch(reactor, make_target_path(old_path)); !finished)
+        error.detail += fmt::format("; the switch of its last save is not finished: {}",
+                                    finished.error().message());
+    return error;
 }
 
 } // namespace
 
 Result<void> finish_removal(Reactor& reactor, const std::string& directory, const std::string& name,
                             RetentionPolicy::Others others) {
-    SAFERING_ASSERT(parse_hidden_name(name, removal_suffix));
+    const auto parsed = parse_hidden_name(name, removal_suffix);
+    SAFERING_ASSERT(parsed);
     const std::string path = join(directory, name);
+    auto redo = read_redo_record(reactor, path);
+    if (!redo)
+        return std::unexpected(std::move(redo.error()));
+    if (*redo)
+        return std::unexpected(put_back(reactor, path, join(directory, parsed->target)));
     auto manifest = read_manifest(reactor, path);
     if (manifest) {
         if (auto unlinked = unlink_but_manifest(reactor, path, *manifest, others); !unlinked)
@@ -132,13 +150,8 @@ Result<void> remove_checkpoint(Reactor& reactor, const std::string& directory,
         perform(reactor, {.op = Opcode::rename, .path = checkpoint.path, .new_path = path});
     if (!renamed)
         return std::unexpected(renamed.error());
-    if (auto unchanged = check_unchanged(reactor, path, checkpoint); !unchanged) {
-        const auto back =
-            perform(reactor, {.op = Opcode::rename, .path = path, .new_path = checkpoint.path});
-        if (!back)
-            unchanged.error().detail += fmt::format(" as {}: {}", name, back.error().message());
-        return unchanged;
-    }
+    if (!is_unchanged(reactor, path, checkpoint))
+        return std::unexpected(put_back(reactor, path, checkpoint.path));
     const auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = directory});
     if (!synced)
         return std::unexpected(synced.error());

@@ -6,7 +6,7 @@
 //   3 unlink what the save wrote but the manifest (everything, where others go too); fsync the directory
 //   4 unlink the manifest, remove the directory, fsync D
 // A crash in 3 or 4 leaves a directory with a name of ours that holds the manifest, which lists what may go, or
-// holds nothing: finish_removal() goes on there.
+// holds nothing: finish_removal() goes on there. One in 1 may leave a save's redo record in it: that one is put back.
 #pragma once
 
 #include <string>
@@ -20,7 +20,8 @@ Result<void> remove_checkpoint(Reactor& reactor, const std::string& directory,
                                const StepCheckpoint& checkpoint, RetentionPolicy::Others others);
 
 /// Steps 3 and 4, of a directory that step 1 renamed. Errors: checkpoint_conflict where it holds what the save did
-/// not write, which stays. Blocks.
+/// not write, which stays; or another save's switch, which is finished, under the name that it had if that is free.
+/// Blocks.
 Result<void> finish_removal(Reactor& reactor, const std::string& directory, const std::string& name,
                             RetentionPolicy::Others others);
 

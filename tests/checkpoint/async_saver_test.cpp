@@ -8,6 +8,9 @@
 #include <optional>
 #include <thread>
 
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include "disk_fixture.hpp"
 #include "io/staging_pool.hpp"
 
@@ -248,6 +251,46 @@ TEST_F(AsyncSaves, AFailureIsTheFuturesAndNotTheNextOnes) {
     }
     EXPECT_EQ(differs(model), "");
     EXPECT_EQ(save(saver, model, path).get().path, path);
+}
+
+// Its thread waits in the parent, whose lock and condition the child has copies of.
+TEST_F(AsyncSaves, AForkedChildHasNoneOfTheParentsSaves) {
+    auto saver = std::make_unique<AsyncSaver>(held_up());
+    const Model model = make_model(18);
+    auto running = save(*saver, model, path);
+    gate.wait_reached();
+    const pid_t child = ::fork();
+    if (child == 0) {
+        ::alarm(120); // where it hangs
+        const bool idle = saver->wait() && saver->emergency_flush({}).abandoned.empty();
+        saver->cancel();
+        saver->lift_limits();
+        const auto refused =
+            saver->save(path, SavePlan(), [](auto, auto) { return Result<void>(); });
+        saver.reset();
+        ::_exit(idle && !refused && refused.error().code == Errc::io_forked ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
+    saver->lift_limits();
+    EXPECT_EQ(running.get().path, path);
+    EXPECT_EQ(differs(model), "");
+}
+
+TEST_F(AsyncSaves, AForkedChildLeavesTheWaitingThreadAlone) {
+    auto saver = std::make_unique<AsyncSaver>(options());
+    (void)save(*saver, make_model(19), path).get();
+    ASSERT_TRUE(saver->wait());
+    const pid_t child = ::fork();
+    if (child == 0) {
+        ::alarm(120);
+        saver.reset();
+        ::_exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0);
 }
 
 TEST_F(AsyncSaves, FlushLiftsLimitsAndSaysWhatWasSaved) {

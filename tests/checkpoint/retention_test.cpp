@@ -294,6 +294,44 @@ TEST_F(Retention, ACheckpointThatIsSavedMeanwhileStays) {
     EXPECT_EQ(differences(small_model(9), {1, 0}, at("step-1"), reactor), "");
 }
 
+// Whoever renamed it was cut off before it saw the switch.
+TEST_F(Retention, ASwitchInAHalfRemovedCheckpointIsFinishedUnderItsName) {
+    const std::string hidden = checkpoint::hidden_name("step-1", checkpoint::make_attempt_id(),
+                                                       checkpoint::removal_suffix);
+    for (const bool by_prune : {true, false}) {
+        save_steps({"step-1", "step-2"});
+        crash_in_save("step-1", Opcode::rename, "model-00001");
+        ASSERT_FALSE(
+            reactor->wait({.op = Opcode::rename, .path = at("step-1"), .new_path = at(hidden)})
+                .error);
+        std::vector<Error> failures;
+        if (by_prune)
+            failures = pruned({.keep_last = 2}).failures;
+        else
+            failures = recover_checkpoint(at("step-1"), *reactor, StaleAttempts::all)->failures;
+        ASSERT_EQ(failures.size(), 1u);
+        EXPECT_EQ(failures[0].code, Errc::checkpoint_conflict);
+        EXPECT_EQ(failures[0].file, at("step-1"));
+        EXPECT_EQ(disk->list("/ckpt"), (std::vector<std::string>{"step-1", "step-2"}));
+        EXPECT_EQ(differences(small_model(7), {1, 0}, at("step-1"), reactor), "");
+    }
+}
+
+TEST_F(Retention, ASwitchInAHalfRemovedCheckpointStaysWhereItsNameIsTaken) {
+    const std::string hidden = checkpoint::hidden_name("step-1", checkpoint::make_attempt_id(),
+                                                       checkpoint::removal_suffix);
+    save_steps({"step-1"});
+    crash_in_save("step-1", Opcode::rename, "model-00001");
+    ASSERT_FALSE(
+        reactor->wait({.op = Opcode::rename, .path = at("step-1"), .new_path = at(hidden)}).error);
+    save_steps({"step-1"});
+    const PruneReport report = pruned({});
+    ASSERT_EQ(report.failures.size(), 1u);
+    EXPECT_NE(report.failures[0].message().find(hidden), std::string::npos);
+    EXPECT_TRUE(disk->exists(at(hidden) + "/safering.manifest.json"));
+    EXPECT_EQ(differences(small_model(1), {1, 0}, at("step-1"), reactor), "");
+}
+
 TEST_F(Retention, AttemptsAreListedAndRecoveredOnlyWhereOvertaken) {
     save_steps({"step-1"});
     crash_in_save("step-1", Opcode::allocate, "");

@@ -229,6 +229,20 @@ def test_an_unmapped_name(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def save_another_local_shape(path) -> None:
+    mesh = init_device_mesh("cpu", (2,))
+    state = {name: place(numbers(4, 3), mesh, [Shard(0)]) for name in "abc"}
+    state["b"]._local_tensor = numbers(1, 3)
+    st.save(state, storage_writer=writer(path))
+
+
+def test_a_local_tensor_that_is_not_its_place(tmp_path):
+    with pytest.raises(CheckpointException) as raised:
+        run(2, save_another_local_shape, tmp_path / "c")
+    assert "'b'" in str(raised.value) and "(1, 3)" in str(raised.value)
+    assert os.listdir(tmp_path) == []
+
+
 def fail_in_plan(path) -> None:
     extra = {"object": "x"} if dist.get_rank() == 1 else {}
     st.save({"a": numbers(3)} | extra, storage_writer=writer(path))

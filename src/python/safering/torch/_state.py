@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch.distributed._shard.sharded_tensor import ShardedTensor
@@ -26,6 +26,14 @@ _TENSORS = frozenset((*PLAIN, DTensor))
 
 #: Of a tensor that is a whole one.
 _WHOLE = (None, None)
+
+
+class _Box(NamedTuple):
+    """A part of a global tensor of `size`: where it begins, and the shape of the local tensor that it is."""
+
+    offsets: torch.Size
+    size: torch.Size
+    local: torch.Size
 
 
 def is_stateful(value: Any) -> bool:
@@ -130,20 +138,19 @@ class LocalState:
         self._objects: list[str] = []
         self._known: dict[tuple, int] = {}
         self._pins = torch.accelerator.is_available()
-        # Of DTensors: many have the same shape, mesh and placements. Of their own box; None: look again.
-        boxes: dict[tuple, tuple[torch.Size, torch.Size] | None] = {}
+        # Of DTensors: many have the same shape, mesh and placements, and so the same box.
+        boxes: dict[tuple, _Box | None] = {}
         for name, value in entries.items():
             if type(value) in PLAIN:
                 self._add(name, value, _WHOLE, value.requires_grad)
             elif type(value) is DTensor and type(value._local_tensor) in PLAIN:
                 spec = value._spec
                 key = (id(spec.mesh), spec.placements, spec.tensor_meta.shape)
-                if key not in boxes:
-                    boxes[key] = self._add_items(name, value)
-                elif (box := boxes[key]) is not None:
-                    self._add(name, value._local_tensor, box, value.requires_grad)
+                box = boxes.get(key)
+                if box is not None and box.local == value._local_tensor.shape:
+                    self._add(name, value._local_tensor, (box.offsets, box.size), value.requires_grad)
                 else:
-                    self._add_items(name, value)
+                    boxes[key] = self._add_items(name, value)
             else:
                 self._add_items(name, value)
 
@@ -160,8 +167,8 @@ class LocalState:
             self.properties.append(dataclasses.replace(properties, requires_grad=requires_grad))
         self.kinds.append(kind)
 
-    def _add_items(self, name: str, value: Any) -> tuple[torch.Size, torch.Size] | None:
-        """By DCP's planner. The box, where the value is a DTensor with one."""
+    def _add_items(self, name: str, value: Any) -> _Box | None:
+        """By DCP's planner. The box, where there is exactly one."""
         items = create_default_local_save_plan({name: value}, True).items
         for item in items:
             if item.type is WriteItemType.BYTE_IO:
@@ -176,7 +183,8 @@ class LocalState:
             self._add(name, tensor, (data.chunk.offsets, data.size), tensor.requires_grad)
         if len(items) != 1 or items[0].type is WriteItemType.BYTE_IO:
             return None
-        return items[0].tensor_data.chunk.offsets, items[0].tensor_data.size
+        data = items[0].tensor_data
+        return _Box(data.chunk.offsets, data.size, data.chunk.sizes)
 
 
 def refuse(objects: list[str], dtypes: list[str]) -> None:
