@@ -143,11 +143,13 @@ DefaultLoadPlanner::DefaultLoadPlanner(std::vector<LocalDestination> tensors)
             tensor.offsets.assign(tensor.size.size(), 0);
         }
     // Those without elements, which no item names, behind one that begins at the same place.
-    order_ = plan::order_of(tensors_, [](const LocalDestination& a, const LocalDestination& b) {
-        if (const auto order = key(a) <=> key(b); order != 0)
-            return order < 0;
-        return is_empty(a.data.shape) < is_empty(b.data.shape);
-    });
+    order_ = plan::order_by_name(
+        tensors_, [](const LocalDestination& tensor) -> std::string_view { return tensor.fqn; },
+        [](const LocalDestination& a, const LocalDestination& b) {
+            if (const auto order = key(a) <=> key(b); order != 0)
+                return order < 0;
+            return is_empty(a.data.shape) < is_empty(b.data.shape);
+        });
 }
 
 Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata) const {

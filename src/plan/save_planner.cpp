@@ -31,8 +31,9 @@ DefaultSavePlanner::DefaultSavePlanner(std::vector<LocalTensor> tensors, std::ui
             tensor.size = tensor.data.shape;
             tensor.offsets.assign(tensor.size.size(), 0);
         }
-    order_ = plan::order_of(
-        tensors_, [](const LocalTensor& a, const LocalTensor& b) { return key(a) < key(b); });
+    order_ = plan::order_by_name(
+        tensors_, [](const LocalTensor& tensor) -> std::string_view { return tensor.fqn; },
+        [](const LocalTensor& a, const LocalTensor& b) { return key(a) < key(b); });
 }
 
 SavePlan DefaultSavePlanner::create_local_plan() const {
