@@ -14,6 +14,7 @@
 #include "checkpoint/perform.hpp"
 #include "checkpoint/planned_box.hpp"
 #include "io/staging_pool.hpp"
+#include "large_memory.hpp"
 
 namespace safering::checkpoint {
 
@@ -118,8 +119,8 @@ Result<void> WriteJob::add_items(const SavePlan& plan, SavePlanner& planner) {
     results_ = {.rank = plan.rank, .attempt = plan.storage->attempt};
     for (const PlannedFile& file : planned_)
         results_.files.push_back(file.name);
-    items_.reserve(plan.items.size());
-    results_.items.reserve(plan.items.size());
+    reserve_large(items_, plan.items.size());
+    reserve_large(results_.items, plan.items.size());
     for (std::size_t i = 0; i < plan.items.size(); ++i) {
         auto source = planner.resolve_data(plan.items[i]);
         if (!source)

@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "large_memory.hpp"
 #include "plan/chunk_index.hpp"
 #include "plan/sorted.hpp"
 #include "plan/tensor_finder.hpp"
@@ -157,7 +158,7 @@ Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata)
     // Of the tensor before, as destinations are sorted by name.
     std::unique_ptr<plan::ChunkIndex> index;
     plan::TensorFinder tensors(metadata.tensors);
-    plan.items.reserve(tensors_.size());
+    reserve_large(plan.items, tensors_.size());
     const LocalDestination* before = nullptr;
     for (const std::uint32_t place : order_) {
         const LocalDestination& destination = tensors_[place];

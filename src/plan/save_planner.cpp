@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "large_memory.hpp"
 #include "plan/sorted.hpp"
 #include "plan/text.hpp"
 
@@ -38,7 +39,7 @@ DefaultSavePlanner::DefaultSavePlanner(std::vector<LocalTensor> tensors, std::ui
 
 SavePlan DefaultSavePlanner::create_local_plan() const {
     SavePlan plan{rank_, {}, {}};
-    plan.items.reserve(tensors_.size());
+    reserve_large(plan.items, tensors_.size());
     for (const std::uint32_t place : order_) {
         const LocalTensor& tensor = tensors_[place];
         const bool whole = tensor.data.shape == tensor.size;
