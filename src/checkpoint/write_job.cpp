@@ -289,13 +289,13 @@ Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading
             continue;
         }
         const Item& item = items_[segment.item];
-        digest.reset();
-        item.copy.gather(
-            item.source, cell.buffer.data() + (segment.range.begin - cell.image_begin),
-            {segment.range.begin - item.tensor_begin, segment.range.end - item.tensor_begin},
-            digests_ ? &digest : nullptr);
+        std::byte* image = cell.buffer.data() + (segment.range.begin - cell.image_begin);
+        const ByteRange window{segment.range.begin - item.tensor_begin,
+                               segment.range.end - item.tensor_begin};
         if (digests_)
-            digest_place(segment) = digest.value();
+            digest_place(segment) = item.copy.gather_digested(item.source, image, window, digest);
+        else
+            item.copy.gather(item.source, image, window);
     }
     cell.whole = bytes == cell.request->range.size();
     if (wanted.empty()) {
