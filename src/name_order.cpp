@@ -66,8 +66,12 @@ std::vector<std::uint32_t> name_order(std::span<const std::string_view> names) {
         }
         for (Key& key : group)
             look_at(names[key.place], depth, key);
-        std::ranges::sort(
-            group, {}, [](const Key& key) { return std::tuple(key.bytes, key.used, key.place); });
+        // What all names begin with leaves them in their order.
+        const auto by_bytes = [](const Key& key) {
+            return std::tuple(key.bytes, key.used, key.place);
+        };
+        if (!std::ranges::is_sorted(group, {}, by_bytes))
+            std::ranges::sort(group, {}, by_bytes);
         for (std::size_t first = 0, last = 0; first < group.size(); first = last) {
             const Key& key = group[first];
             while (last < group.size() && group[last].bytes == key.bytes &&

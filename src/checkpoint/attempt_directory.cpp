@@ -1,7 +1,11 @@
 #include "checkpoint/attempt_directory.hpp"
 
 #include <algorithm>
-#include <span>
+#include <functional>
+#include <future>
+#include <iterator>
+#include <optional>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -15,62 +19,122 @@ namespace {
 // Files under way at a time: bounds descriptors, and is plenty to keep a journal busy.
 constexpr std::size_t files_at_once = 64;
 
-Result<void> create_files(Reactor& reactor, const std::string& directory,
-                          std::span<const plan::LayoutFile> files) {
-    const auto for_each = [&](auto&& make) {
+} // namespace
+
+// Writes the heads, then fsyncs them, on the reactor's thread; kept alive by its own requests.
+struct HeadsUnderWay::Writing : std::enable_shared_from_this<Writing> {
+    Writing(Reactor& on, std::vector<plan::LayoutFile> given)
+        : reactor(on), files(std::move(given)) {}
+
+    Result<void> begin(const std::string& directory) {
+        std::vector<Request> opens;
+        for (const plan::LayoutFile& file : files) {
+            paths.push_back(join(directory, file.file.name));
+            opens.push_back({.op = Opcode::open, .mode = OpenMode::create, .path = paths.back()});
+        }
+        auto made = open_all(reactor, std::move(opens));
+        if (!made)
+            return std::unexpected(std::move(made.error()));
+        opened = std::move(*made);
+        // Full size first: a full disk shows now and not at 90 %, and writes into allocated extents do not
+        // take the inode lock exclusively.
+        auto allocated = perform_all(reactor, requests([&](std::size_t i) {
+                                         return Request{.op = Opcode::allocate,
+                                                        .length = files[i].file.file_bytes};
+                                     }));
+        if (!allocated)
+            return std::unexpected(std::move(allocated.error()));
+        submit(requests([&](std::size_t i) {
+                   std::string& head = files[i].head;
+                   return Request{.op = Opcode::write,
+                                  .data = reinterpret_cast<std::byte*>(head.data()),
+                                  .length = head.size()};
+               }),
+               [self = shared_from_this()] { self->sync(); });
+        return {};
+    }
+
+    void sync() {
+        if (error)
+            return ended.set_value();
+        submit(requests([](std::size_t) { return Request{.op = Opcode::fsync}; }),
+               [self = shared_from_this()] { self->ended.set_value(); });
+    }
+
+    std::vector<Request> requests(auto&& make) const {
         std::vector<Request> requests;
         for (std::size_t i = 0; i < files.size(); ++i) {
             requests.push_back(make(i));
-            requests.back().path = join(directory, files[i].file.name);
+            requests.back().file = opened[i].descriptor();
+            requests.back().path = paths[i];
         }
         return requests;
-    };
-    const auto opened = open_all(reactor, for_each([](std::size_t) {
-                                     return Request{.op = Opcode::open, .mode = OpenMode::create};
-                                 }));
-    if (!opened)
-        return std::unexpected(opened.error());
-    // Full size first: a full disk shows now and not at 90 %, and writes into allocated extents do not
-    // take the inode lock exclusively.
-    const auto allocate = for_each([&](std::size_t i) {
-        return Request{.op = Opcode::allocate,
-                       .file = (*opened)[i].descriptor(),
-                       .length = files[i].file.file_bytes};
-    });
-    const auto write = for_each([&](std::size_t i) {
-        const std::string& head = files[i].head;
-        return Request{.op = Opcode::write,
-                       .file = (*opened)[i].descriptor(),
-                       .data = reinterpret_cast<std::byte*>(const_cast<char*>(head.data())),
-                       .length = head.size()};
-    });
-    const auto sync = for_each([&](std::size_t i) {
-        return Request{.op = Opcode::fsync, .file = (*opened)[i].descriptor()};
-    });
-    for (const auto* requests : {&allocate, &write, &sync})
-        if (auto done = perform_all(reactor, *requests); !done)
-            return std::unexpected(std::move(done.error()));
+    }
+
+    void submit(std::vector<Request> requests, std::function<void()> then) {
+        left = requests.size();
+        std::vector<Reactor::Submission> batch;
+        for (Request& request : requests) {
+            const Request shown{.op = request.op,
+                                .length = request.length,
+                                .offset = request.offset,
+                                .path = request.path};
+            batch.push_back({std::move(request), [this, shown, then](const Completion& completion) {
+                                 if (completion.error && !error)
+                                     error = to_error(shown, completion);
+                                 if (--left == 0)
+                                     then();
+                             }});
+        }
+        reactor.submit(batch);
+    }
+
+    Reactor& reactor;
+    std::vector<plan::LayoutFile> files;
+    std::vector<std::string> paths;
+    std::vector<OpenFile> opened;
+    std::size_t left = 0; // of the batch under way
+    std::optional<Error> error;
+    std::promise<void> ended;
+};
+
+HeadsUnderWay::HeadsUnderWay(std::shared_ptr<Writing> writing) : writing_(std::move(writing)) {}
+
+Result<void> HeadsUnderWay::wait() {
+    const auto writing = std::exchange(writing_, nullptr);
+    if (!writing)
+        return {};
+    writing->ended.get_future().wait();
+    writing->opened.clear();
+    if (writing->error)
+        return std::unexpected(std::move(*writing->error));
     return {};
 }
 
-} // namespace
-
-Result<void> create_attempt_directory(Reactor& reactor, const std::string& directory,
-                                      const std::vector<plan::LayoutFile>& files) {
+Result<HeadsUnderWay> create_attempt_directory(Reactor& reactor, const std::string& directory,
+                                               std::vector<plan::LayoutFile> files) {
     auto made = perform(reactor, {.op = Opcode::make_directory, .path = directory});
     if (!made)
         return std::unexpected(std::move(made.error()));
+    HeadsUnderWay heads;
     for (std::size_t first = 0; first < files.size(); first += files_at_once) {
-        const auto some =
-            std::span(files).subspan(first, std::min(files_at_once, files.size() - first));
-        if (auto created = create_files(reactor, directory, some); !created) {
+        const auto begin =
+            std::make_move_iterator(files.begin() + static_cast<std::ptrdiff_t>(first));
+        const std::size_t count = std::min(files_at_once, files.size() - first);
+        auto writing = std::make_shared<HeadsUnderWay::Writing>(
+            reactor, std::vector(begin, begin + static_cast<std::ptrdiff_t>(count)));
+        auto created = heads.wait();
+        if (created)
+            created = writing->begin(directory);
+        if (!created) {
             // The first error is the one to report. What might be left carries the attempt's name and is
             // cleaned away by the next save that succeeds.
             (void)remove_attempt_directory(reactor, directory);
-            return created;
+            return std::unexpected(std::move(created.error()));
         }
+        heads = HeadsUnderWay(std::move(writing));
     }
-    return {};
+    return heads;
 }
 
 Result<void> remove_attempt_directory(Reactor& reactor, const std::string& directory) {

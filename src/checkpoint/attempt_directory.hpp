@@ -2,6 +2,7 @@
 // commit, or removed.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -12,10 +13,29 @@
 
 namespace safering::checkpoint {
 
-/// Makes the directory and in it every file: created exclusively, allocated at full size, its head written
-/// and fsynced. Blocks. On an error what was made is removed again.
-Result<void> create_attempt_directory(Reactor& reactor, const std::string& directory,
-                                      const std::vector<plan::LayoutFile>& files);
+/// Heads of an attempt's files on their way to the disk, while ranks write the data behind them.
+class HeadsUnderWay {
+  public:
+    HeadsUnderWay() = default; // none
+    /// Blocks until they are durable, and closes their files. The first error, told once. Not on the reactor's
+    /// thread; no commit before it has ended well.
+    Result<void> wait();
+
+  private:
+    struct Writing;
+    explicit HeadsUnderWay(std::shared_ptr<Writing> writing);
+    friend Result<HeadsUnderWay> create_attempt_directory(Reactor& reactor,
+                                                          const std::string& directory,
+                                                          std::vector<plan::LayoutFile> files);
+
+    std::shared_ptr<Writing> writing_;
+};
+
+/// Makes the directory and in it every file: created exclusively, allocated at full size, its head on its way.
+/// Blocks, and for more files than may be open together until the heads of all but the last are durable. On an
+/// error what was made is removed again.
+Result<HeadsUnderWay> create_attempt_directory(Reactor& reactor, const std::string& directory,
+                                               std::vector<plan::LayoutFile> files);
 
 /// Removes a directory that create_attempt_directory made, with the files that only an attempt has. Anything
 /// else in it is left, and is an error. Absent is fine. Blocks.

@@ -4,6 +4,7 @@
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/strict_json.hpp"
+#include "large_memory.hpp"
 #include "plain_json.hpp"
 #include "safetensors/json_string.hpp"
 #include "utf8.hpp"
@@ -41,6 +42,11 @@ std::string index_text(std::uint64_t total_size,
                        const std::function<void(const AddWeight&)>& entries) {
     std::string out = fmt::format(
         "{{\n  \"metadata\": {{\n    \"total_size\": {}\n  }},\n  \"weight_map\": {{", total_size);
+    std::size_t more = 16; // the end; escapes are rare, and only cost a second reservation
+    entries([&](std::string_view fqn, std::string_view file) {
+        more += fqn.size() + file.size() + std::string_view(",\n    \"\": \"\"").size();
+    });
+    reserve_large(out, out.size() + more);
     bool first = true;
     entries([&](std::string_view fqn, std::string_view file) {
         out += first ? "\n    " : ",\n    ";

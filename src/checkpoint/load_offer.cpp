@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "checkpoint/extents.hpp"
+#include "large_memory.hpp"
 #include "plan/cell_runs.hpp"
 #include "plan/tensor_finder.hpp"
 
@@ -78,6 +79,7 @@ Result<LoadOffer> make_load_offer(const StoredCheckpoint& checkpoint, const Load
                                   std::string endpoint) {
     std::vector<PlacedBox> boxes;
     std::vector<std::vector<plan::FileSpan>> spans(checkpoint.files.size());
+    reserve_large(boxes, plan.items.size());
     plan::TensorFinder tensors(checkpoint.metadata.tensors);
     for (const ReadItem& item : plan.items) {
         const TensorStorageMetadata& tensor = *tensors.find(item.fqn);

@@ -8,6 +8,7 @@
 
 #include "checkpoint/planned_box.hpp"
 #include "checkpoint/strict_json.hpp"
+#include "large_memory.hpp"
 
 namespace safering::checkpoint {
 
@@ -33,8 +34,8 @@ ManifestBuilder::ManifestBuilder(const std::vector<SavePlan>& plans, const plan:
     for (const SavePlan& plan : plans)
         for (const WriteItem& item : plan.items)
             ++items, name_bytes += item.fqn.size();
-    items_.reserve(items);
-    names_.reserve(name_bytes);
+    reserve_large(items_, items);
+    reserve_large(names_, name_bytes);
     for (std::size_t rank = 0; rank < plans.size(); ++rank) {
         const SavePlan& plan = plans[rank];
         manifest_.attempt = plan.storage->attempt;

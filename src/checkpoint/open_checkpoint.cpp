@@ -10,6 +10,7 @@
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/strict_json.hpp"
+#include "large_memory.hpp"
 #include "plan/box.hpp"
 
 namespace safering::checkpoint {
@@ -32,6 +33,7 @@ AlignedBytes aligned_bytes(std::uint64_t bytes) {
     auto* memory = static_cast<std::byte*>(std::aligned_alloc(block_bytes, bytes));
     if (memory == nullptr)
         throw std::bad_alloc();
+    advise_huge(memory, bytes);
     return AlignedBytes(memory);
 }
 

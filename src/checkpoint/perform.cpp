@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 
 #include "io/trace.hpp"
+#include "large_memory.hpp"
 
 namespace safering::checkpoint {
 
@@ -89,7 +90,9 @@ Result<std::string> read_small_file(Reactor& reactor, const std::string& path, O
             .operation = "read",
             .file = path,
             .detail = fmt::format("{} bytes, the limit is {}", file.status().size, limit_bytes)});
-    std::string text(file.status().size, '\0');
+    std::string text;
+    reserve_large(text, file.status().size);
+    text.resize(file.status().size);
     if (text.empty())
         return text;
     auto read = perform(reactor, {.op = Opcode::read,

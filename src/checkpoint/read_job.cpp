@@ -10,6 +10,7 @@
 
 #include "checkpoint/extents.hpp"
 #include "checkpoint/load_offer.hpp"
+#include "large_memory.hpp"
 #include "plan/tensor_finder.hpp"
 
 namespace safering::checkpoint {
@@ -93,7 +94,7 @@ Result<void> ReadJob::add_item(const ReadItem& read, const TensorStorageMetadata
 Result<void> ReadJob::add_items(const LoadPlan& plan, LoadPlanner& planner) {
     std::vector<std::vector<plan::FileSpan>> spans(checkpoint_.files.size());
     plan::TensorFinder tensors(checkpoint_.metadata.tensors);
-    items_.reserve(plan.items.size());
+    reserve_large(items_, plan.items.size());
     for (const ReadItem& read : plan.items) {
         auto destination = planner.resolve_tensor(read);
         if (!destination)

@@ -88,9 +88,12 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
                                .chunk_bytes = std::bit_floor(reactor.info().buffer_bytes),
                                .files = {layout->files[0].file},
                                .placements = layout->placements[0]};
-    if (auto made = create_attempt_directory(reactor, directory, layout->files); !made)
-        return std::unexpected(std::move(made.error()));
+    auto heads = create_attempt_directory(reactor, directory, std::move(layout->files));
+    if (!heads)
+        return std::unexpected(std::move(heads.error()));
     auto written = write_attempt(reactor, plan, planner);
+    if (auto durable = heads->wait(); written && !durable)
+        written = std::unexpected(std::move(durable.error()));
     auto published = written ? publish(reactor, directory, target)
                              : Result<void>(std::unexpected(std::move(written.error())));
     auto removed = remove_attempt_directory(reactor, directory);

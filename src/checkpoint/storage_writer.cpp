@@ -36,6 +36,7 @@ struct Attempt {
     ManifestBuilder manifest;
     /// Empty in a sharded layout.
     std::string index;
+    HeadsUnderWay heads;
 };
 
 // A rank's own part of the layout, with only the files that it writes.
@@ -135,6 +136,7 @@ struct HuggingFaceStorageWriter::Impl {
         if (!attempt)
             return {};
         const std::string directory = attempt->directory;
+        (void)attempt->heads.wait(); // what they came to is of no interest any more
         attempt.reset();
         auto running = reactor.get();
         if (!running)
@@ -278,16 +280,19 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
                     .files = {},
                     .tensor_bytes = layout->total_size,
                     .manifest = ManifestBuilder(plans, *layout),
-                    .index = {}};
+                    .index = {},
+                    .heads = {}};
     for (const plan::LayoutFile& file : layout->files)
         attempt.files.push_back(file.file.name);
+    auto heads = create_attempt_directory(reactor, directory, std::move(layout->files));
+    if (!heads)
+        return std::unexpected(std::move(heads.error()));
+    attempt.heads = std::move(*heads);
     if (options.layout == FileLayout::full)
         attempt.index = index_text(layout->total_size, [&](const auto& add) {
             for (const auto& [fqn, file] : layout->weight_map)
                 add(fqn, attempt.files[file]);
         });
-    if (auto created = create_attempt_directory(reactor, directory, layout->files); !created)
-        return std::unexpected(std::move(created.error()));
     impl_->attempt = std::move(attempt);
     return plans;
 }
@@ -342,6 +347,8 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
     };
     impl_->jobs.wait_idle();
     Attempt& attempt = *impl_->attempt;
+    if (auto durable = attempt.heads.wait(); !durable)
+        return give_up(std::move(durable.error()));
     auto manifest = attempt.manifest.build(results);
     if (!manifest)
         return give_up(std::move(manifest.error()));

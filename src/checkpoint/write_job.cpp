@@ -14,6 +14,7 @@
 #include "checkpoint/perform.hpp"
 #include "checkpoint/planned_box.hpp"
 #include "io/staging_pool.hpp"
+#include "large_memory.hpp"
 
 namespace safering::checkpoint {
 
@@ -118,8 +119,8 @@ Result<void> WriteJob::add_items(const SavePlan& plan, SavePlanner& planner) {
     results_ = {.rank = plan.rank, .attempt = plan.storage->attempt};
     for (const PlannedFile& file : planned_)
         results_.files.push_back(file.name);
-    items_.reserve(plan.items.size());
-    results_.items.reserve(plan.items.size());
+    reserve_large(items_, plan.items.size());
+    reserve_large(results_.items, plan.items.size());
     for (std::size_t i = 0; i < plan.items.size(); ++i) {
         auto source = planner.resolve_data(plan.items[i]);
         if (!source)
@@ -288,13 +289,13 @@ Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading
             continue;
         }
         const Item& item = items_[segment.item];
-        digest.reset();
-        item.copy.gather(
-            item.source, cell.buffer.data() + (segment.range.begin - cell.image_begin),
-            {segment.range.begin - item.tensor_begin, segment.range.end - item.tensor_begin},
-            digests_ ? &digest : nullptr);
+        std::byte* image = cell.buffer.data() + (segment.range.begin - cell.image_begin);
+        const ByteRange window{segment.range.begin - item.tensor_begin,
+                               segment.range.end - item.tensor_begin};
         if (digests_)
-            digest_place(segment) = digest.value();
+            digest_place(segment) = item.copy.gather_digested(item.source, image, window, digest);
+        else
+            item.copy.gather(item.source, image, window);
     }
     cell.whole = bytes == cell.request->range.size();
     if (wanted.empty()) {

@@ -7,6 +7,8 @@
 
 #include <safering/byte_range.hpp>
 
+#include "large_memory.hpp"
+
 namespace safering::io {
 
 namespace {
@@ -29,14 +31,6 @@ Result<std::shared_ptr<std::byte>> allocate_huge(std::size_t bytes) {
     advise_huge(aligned, round_up(bytes, huge_page));
     return std::shared_ptr<std::byte>(aligned,
                                       [memory, mapped](std::byte*) { ::munmap(memory, mapped); });
-}
-
-void advise_huge(void* memory, std::size_t bytes) {
-    const auto begin = reinterpret_cast<std::uintptr_t>(memory);
-    const std::uintptr_t first = round_up(begin, huge_page);
-    const std::uintptr_t end = (begin + bytes) / huge_page * huge_page;
-    if (first < end) // without huge pages the memory works all the same
-        (void)::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 }
 
 } // namespace safering::io

@@ -13,8 +13,4 @@ namespace safering::io {
 /// is a forked child's too.
 Result<std::shared_ptr<std::byte>> allocate_huge(std::size_t bytes);
 
-/// Asks for huge pages in memory of others that has not been touched yet, as far as whole ones lie in it.
-/// A hint: nothing is promised, and nothing fails.
-void advise_huge(void* memory, std::size_t bytes);
-
 } // namespace safering::io

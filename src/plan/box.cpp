@@ -103,6 +103,20 @@ Result<void> measure(Geometry& box, Dtype dtype, const Shape& stored, const Shap
     return {};
 }
 
+// Bytes of a box that is all of its tensor; nothing for others, and where measure() has more to say.
+std::optional<std::uint64_t> whole_bytes(Dtype dtype, const Shape& stored, const Shape& offsets,
+                                         const Shape& sizes) {
+    const std::size_t rank = stored.size();
+    if (bits(dtype) % 8 != 0 || offsets.size() != rank || sizes.size() != rank)
+        return std::nullopt;
+    std::uint64_t bytes = bits(dtype) / 8;
+    for (std::size_t d = 0; d < rank; ++d)
+        if (offsets[d] != 0 || sizes[d] != stored[d] || sizes[d] == 0 ||
+            __builtin_mul_overflow(bytes, sizes[d], &bytes) || bytes > max_extent)
+            return std::nullopt;
+    return bytes;
+}
+
 // Joins dimensions (innermost first) into one run and as few loops as there can be, outermost
 // first, all in units. `Memory` says whether the strides in memory must fit too.
 template <bool memory>
@@ -160,6 +174,11 @@ std::uint64_t span_of(const Loops& loops, std::uint64_t run) {
 
 Result<FileBox> FileBox::make(Dtype dtype, const Shape& stored, const Shape& offsets,
                               const Shape& sizes) {
+    if (const auto bytes = whole_bytes(dtype, stored, offsets, sizes)) { // as most of a million are
+        FileBox box;
+        box.run_bytes_ = box.span_bytes_ = box.bytes_ = *bytes;
+        return box;
+    }
     Geometry geometry;
     if (auto measured = measure(geometry, dtype, stored, offsets, sizes, {}); !measured)
         return std::unexpected(std::move(measured.error()));

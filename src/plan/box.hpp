@@ -88,6 +88,9 @@ class BoxCopy {
     /// a second time, so memory that changes meanwhile shows as a digest that does not match.
     void gather(const std::byte* memory, std::byte* image, ByteRange window,
                 Digest* digest = nullptr) const;
+    /// The same, and the digest of the box's bytes inside the window; `scratch` is for taking it.
+    std::uint64_t gather_digested(const std::byte* memory, std::byte* image, ByteRange window,
+                                  Digest& scratch) const;
     /// image -> memory.
     void scatter(const std::byte* image, std::byte* memory, ByteRange window) const;
 

@@ -211,6 +211,20 @@ void BoxCopy::gather(const std::byte* memory, std::byte* image, ByteRange window
         streaming_fence();
 }
 
+std::uint64_t BoxCopy::gather_digested(const std::byte* memory, std::byte* image, ByteRange window,
+                                       Digest& scratch) const {
+    const ByteRange part = window.clip(file_box_.hull());
+    if (loops_.empty() && !part.empty() && part.size() < small_bytes) {
+        const std::byte* from = memory + (part.begin - file_box_.hull().begin);
+        const std::uint64_t digest = digest_of({from, static_cast<std::size_t>(part.size())});
+        std::memcpy(image + (part.begin - window.begin), from, part.size());
+        return digest;
+    }
+    scratch.reset();
+    gather(memory, image, window, &scratch);
+    return scratch.value();
+}
+
 void BoxCopy::scatter(const std::byte* image, std::byte* memory, ByteRange window) const {
     const ByteRange part = window.clip(file_box_.hull());
     if (part.empty())

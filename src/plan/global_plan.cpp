@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "large_memory.hpp"
 #include "plan/item_names.hpp"
 #include "plan/text.hpp"
 #include "plan/tiling.hpp"
@@ -37,7 +38,7 @@ class GlobalPlanner {
         for (std::size_t p = 0; p < plans_.size(); ++p)
             keep_[p].resize(plans_[p].items.size());
         Metadata metadata;
-        metadata.tensors.reserve(names_.first_item.size());
+        reserve_large(metadata.tensors, names_.first_item.size());
         for (std::size_t n = 0; n < names_.first_item.size(); ++n) {
             const WriteItem& first = *names_.first_item[n];
             const auto added = metadata.tensors.emplace_hint(

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
+#include <numeric>
+#include <optional>
 #include <string_view>
 
 #include <fmt/format.h>
@@ -77,15 +80,34 @@ void sort(ItemNames& names) {
             number = number_of[number];
 }
 
+// One plan whose names rise, as the planners here make them, needs no table: the numbers are the places.
+std::optional<ItemNames> number_rising(const std::vector<SavePlan>& plans) {
+    if (plans.size() != 1)
+        return std::nullopt;
+    const std::vector<WriteItem>& items = plans.front().items;
+    if (std::ranges::adjacent_find(items, std::ranges::greater_equal(), &WriteItem::fqn) !=
+        items.end())
+        return std::nullopt;
+    ItemNames names;
+    auto& numbers = names.number_of_item.emplace_back(items.size());
+    std::iota(numbers.begin(), numbers.end(), 0u);
+    names.first_item.reserve(items.size());
+    for (const WriteItem& item : items)
+        names.first_item.push_back(&item);
+    return names;
+}
+
 } // namespace
 
 Result<ItemNames> number_names(const std::vector<SavePlan>& plans, const char* operation) {
-    ItemNames names;
-    names.number_of_item.reserve(plans.size());
     std::size_t items = 0;
     for (const SavePlan& plan : plans)
         items += plan.items.size();
     SAFERING_ASSERT(items < ~std::uint32_t{0});
+    if (auto rising = number_rising(plans))
+        return std::move(*rising);
+    ItemNames names;
+    names.number_of_item.reserve(plans.size());
     NameTable table(items, names.first_item);
     for (const SavePlan& plan : plans) {
         auto& numbers = names.number_of_item.emplace_back();

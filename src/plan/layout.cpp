@@ -6,6 +6,7 @@
 
 #include <fmt/format.h>
 
+#include "large_memory.hpp"
 #include "plan/box.hpp"
 #include "plan/item_names.hpp"
 #include "plan/sharding_info.hpp"
@@ -99,7 +100,7 @@ Result<std::vector<std::uint32_t>> map_names(const ItemNames& names, const Layou
 Draft draft_full(ItemNames names, const std::vector<std::uint32_t>& index_of) {
     Draft draft;
     draft.stored_of_item = std::move(names.number_of_item);
-    draft.stored.reserve(names.first_item.size());
+    reserve_large(draft.stored, names.first_item.size());
     draft.keys.reserve(names.first_item.size());
     for (std::size_t n = 0; n < names.first_item.size(); ++n) {
         draft.stored.push_back({names.first_item[n]});
@@ -167,7 +168,7 @@ file_metadata(const LayoutOptions& options, const std::vector<StoredTensor*>& st
 Result<LayoutFile> lay_out_file(std::string file_name, const std::vector<StoredTensor*>& stored,
                                 const LayoutOptions& options) {
     std::vector<safetensors::TensorEntryView> tensors;
-    tensors.reserve(stored.size());
+    reserve_large(tensors, stored.size());
     for (const StoredTensor* one : stored) {
         const WriteItem& item = *one->item;
         const Shape& shape = options.layout == FileLayout::full ? item.size : item.chunk.sizes;
@@ -280,7 +281,7 @@ Result<Layout> plan_layout(const std::vector<SavePlan>& plans, ItemNames names,
             placements.push_back({draft.stored[s].file, draft.stored[s].begin});
     }
     if (full) { // stored by name
-        layout.weight_map.reserve(draft.stored.size());
+        reserve_large(layout.weight_map, draft.stored.size());
         for (const StoredTensor& stored : draft.stored)
             layout.weight_map.emplace_hint(layout.weight_map.end(), stored.item->fqn, stored.file);
     }

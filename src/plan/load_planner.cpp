@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "large_memory.hpp"
 #include "plan/chunk_index.hpp"
 #include "plan/sorted.hpp"
 #include "plan/tensor_finder.hpp"
@@ -143,11 +144,13 @@ DefaultLoadPlanner::DefaultLoadPlanner(std::vector<LocalDestination> tensors)
             tensor.offsets.assign(tensor.size.size(), 0);
         }
     // Those without elements, which no item names, behind one that begins at the same place.
-    order_ = plan::order_of(tensors_, [](const LocalDestination& a, const LocalDestination& b) {
-        if (const auto order = key(a) <=> key(b); order != 0)
-            return order < 0;
-        return is_empty(a.data.shape) < is_empty(b.data.shape);
-    });
+    order_ = plan::order_by_name(
+        tensors_, [](const LocalDestination& tensor) -> std::string_view { return tensor.fqn; },
+        [](const LocalDestination& a, const LocalDestination& b) {
+            if (const auto order = key(a) <=> key(b); order != 0)
+                return order < 0;
+            return is_empty(a.data.shape) < is_empty(b.data.shape);
+        });
 }
 
 Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata) const {
@@ -155,7 +158,7 @@ Result<LoadPlan> DefaultLoadPlanner::create_local_plan(const Metadata& metadata)
     // Of the tensor before, as destinations are sorted by name.
     std::unique_ptr<plan::ChunkIndex> index;
     plan::TensorFinder tensors(metadata.tensors);
-    plan.items.reserve(tensors_.size());
+    reserve_large(plan.items, tensors_.size());
     const LocalDestination* before = nullptr;
     for (const std::uint32_t place : order_) {
         const LocalDestination& destination = tensors_[place];

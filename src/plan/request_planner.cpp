@@ -6,6 +6,8 @@
 
 #include <fmt/format.h>
 
+#include "large_memory.hpp"
+
 namespace safering::plan {
 
 namespace {
@@ -24,7 +26,7 @@ void sort_by_place(std::vector<T>& items) {
 
 std::vector<Segment> cut_at_cells(const std::vector<FileSpan>& spans, std::uint64_t chunk_bytes) {
     std::vector<Segment> segments;
-    segments.reserve(spans.size());
+    reserve_large(segments, spans.size());
     for (const FileSpan& span : spans) {
         SAFERING_ASSERT(span.range.begin <= span.range.end);
         SAFERING_ASSERT(span.range.end <= std::uint64_t{1} << 63); // no cell's end overflows

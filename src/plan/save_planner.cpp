@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "large_memory.hpp"
 #include "plan/sorted.hpp"
 #include "plan/text.hpp"
 
@@ -31,13 +32,14 @@ DefaultSavePlanner::DefaultSavePlanner(std::vector<LocalTensor> tensors, std::ui
             tensor.size = tensor.data.shape;
             tensor.offsets.assign(tensor.size.size(), 0);
         }
-    order_ = plan::order_of(
-        tensors_, [](const LocalTensor& a, const LocalTensor& b) { return key(a) < key(b); });
+    order_ = plan::order_by_name(
+        tensors_, [](const LocalTensor& tensor) -> std::string_view { return tensor.fqn; },
+        [](const LocalTensor& a, const LocalTensor& b) { return key(a) < key(b); });
 }
 
 SavePlan DefaultSavePlanner::create_local_plan() const {
     SavePlan plan{rank_, {}, {}};
-    plan.items.reserve(tensors_.size());
+    reserve_large(plan.items, tensors_.size());
     for (const std::uint32_t place : order_) {
         const LocalTensor& tensor = tensors_[place];
         const bool whole = tensor.data.shape == tensor.size;

@@ -3,19 +3,33 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <numeric>
+#include <string_view>
 #include <vector>
+
+#include "name_order.hpp"
 
 namespace safering::plan {
 
-/// Places of the values in rising order, those of equal values in the order given.
-template <typename Value, typename Less>
-std::vector<std::uint32_t> order_of(const std::vector<Value>& values, Less&& less) {
-    std::vector<std::uint32_t> order(values.size());
-    std::iota(order.begin(), order.end(), 0u);
-    if (!std::ranges::is_sorted(values, less))
-        std::ranges::stable_sort(
-            order, [&](std::uint32_t a, std::uint32_t b) { return less(values[a], values[b]); });
+/// Places of the values in rising order of their names; of equal names as `less` has it, and of values equal in
+/// that too, in the order given.
+template <typename Value, typename Name, typename Less>
+std::vector<std::uint32_t> order_by_name(const std::vector<Value>& values, Name&& name_of,
+                                         Less&& less) {
+    std::vector<std::string_view> names;
+    names.reserve(values.size());
+    for (const Value& value : values)
+        names.push_back(name_of(value));
+    std::vector<std::uint32_t> order = name_order(names);
+    for (auto first = order.begin(); first != order.end();) {
+        const auto last = std::find_if(first + 1, order.end(), [&](std::uint32_t place) {
+            return names[place] != names[*first];
+        });
+        if (last - first > 1)
+            std::stable_sort(first, last, [&](std::uint32_t a, std::uint32_t b) {
+                return less(values[a], values[b]);
+            });
+        first = last;
+    }
     return order;
 }
 

@@ -7,7 +7,7 @@
 
 #include <safering/storage_reader.hpp>
 
-#include "io/huge_memory.hpp"
+#include "large_memory.hpp"
 
 namespace safering::python {
 
@@ -95,7 +95,7 @@ void bind_stored_file(py::module_& module) {
     module.def(
         "advise_huge",
         [](std::uintptr_t address, std::size_t size) {
-            io::advise_huge(reinterpret_cast<void*>(address), size);
+            advise_huge(reinterpret_cast<void*>(address), size);
         },
         py::arg("address"), py::arg("size"));
 }

@@ -5,6 +5,7 @@
 
 #include <fmt/format.h>
 
+#include "large_memory.hpp"
 #include "safetensors/header.hpp"
 #include "safetensors/json_string.hpp"
 #include "utf8.hpp"
@@ -122,7 +123,7 @@ Result<std::string> write_header(const std::vector<TensorEntryView>& tensors,
 
     // The length's place, then '{' and a comma after every member, the last of which becomes '}'.
     std::string out(length_bytes, '\0');
-    out.reserve(likely_bytes(tensors));
+    reserve_large(out, likely_bytes(tensors));
     out += '{';
     if (!metadata.empty())
         append_metadata(out, metadata);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "large_memory.hpp"
 #include "plain_json.hpp"
 #include "safetensors/key_scopes.hpp"
 
@@ -77,7 +78,8 @@ std::optional<Header> parse_plain_header(std::string_view text, const HeaderLimi
         return std::nullopt;
     PlainJson json(text);
     Header header;
-    header.tensors.reserve(std::min<std::size_t>(text.size() / text_of_tensor, limits.tensors));
+    reserve_large(header.tensors,
+                  std::min<std::size_t>(text.size() / text_of_tensor, limits.tensors));
     bool metadata = false;
     const auto member = [&] {
         std::string_view key;

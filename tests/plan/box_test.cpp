@@ -187,6 +187,11 @@ class CopyCheck {
             return ::testing::AssertionFailure() << "digest of gather, window " << window;
         if (digest_of_image(copy_.file_box(), image_.data() + guard, window) != hash)
             return ::testing::AssertionFailure() << "digest of image, window " << window;
+        std::ranges::fill(image_, std::byte{0xEE});
+        if (copy_.gather_digested(memory_.data() + first_, image_.data() + guard, window,
+                                  digest_) != hash ||
+            image_ != expected_)
+            return ::testing::AssertionFailure() << "gather_digested, window " << window;
         digest_.reset();
         return check_scatter(window, guard);
     }

@@ -77,6 +77,7 @@ void Ranks::start(const ReactorOptions& options) {
 
 std::vector<LocalTensor> Ranks::sources(unsigned rank) const {
     std::vector<LocalTensor> tensors;
+    tensors.reserve(parts_[rank].size());
     for (const Part& part : parts_[rank]) {
         const TensorView view{.data = part.saved.get(), .dtype = dtype, .shape = part.shard.sizes};
         tensors.push_back({part.fqn, view, part.size, part.shard.offsets});
@@ -86,6 +87,7 @@ std::vector<LocalTensor> Ranks::sources(unsigned rank) const {
 
 std::vector<LocalDestination> Ranks::destinations(unsigned rank) const {
     std::vector<LocalDestination> tensors;
+    tensors.reserve(parts_[rank].size());
     for (const Part& part : parts_[rank]) {
         const MutableTensorView view{
             .data = part.loaded.get(), .dtype = dtype, .shape = part.shard.sizes};

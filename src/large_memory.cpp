@@ -1,0 +1,20 @@
+#include "large_memory.hpp"
+
+#include <cstdint>
+
+#include <sys/mman.h>
+
+#include <safering/byte_range.hpp>
+
+namespace safering {
+
+void advise_huge(void* memory, std::size_t bytes) {
+    constexpr std::size_t huge_page = std::size_t{2} << 20;
+    const auto begin = reinterpret_cast<std::uintptr_t>(memory);
+    const std::uintptr_t first = round_up(begin, huge_page);
+    const std::uintptr_t end = (begin + bytes) / huge_page * huge_page;
+    if (first < end) // without huge pages the memory works all the same
+        (void)::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+}
+
+} // namespace safering
