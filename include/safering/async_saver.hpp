@@ -18,13 +18,18 @@
 #include <string>
 #include <vector>
 
+#include <boost/asio/associated_executor.hpp>
+#include <boost/asio/async_result.hpp>
+#include <boost/asio/dispatch.hpp>
+#include <boost/asio/executor_work_guard.hpp>
+
 #include <safering/storage_writer.hpp>
 
 namespace safering {
 
 /// Carries bytes between the ranks of a job; the embedder's own transport (MPI, sockets, a process group). All
 /// ranks make the same calls in the same order; a call may wait for the others, for as long as a save takes. One
-/// thread at a time uses an instance.
+/// thread at a time uses an instance. What they throw counts as an Error.
 class SAFERING_API Collectives {
   public:
     virtual ~Collectives();
@@ -56,7 +61,8 @@ struct AsyncSaverOptions {
 /// In a forked child of its process a saver has no saves, and save() ends in io_forked: make another one there.
 class SAFERING_API AsyncSaver {
   public:
-    /// Puts the bytes of items[i], dense and row-major, at places[i]. On the thread that calls save().
+    /// Puts the bytes of items[i], dense and row-major, at places[i]. On the thread that calls save(). Its Error
+    /// fails the save on all ranks; so does what it throws, which save() throws on.
     using Fill = std::function<Result<void>(std::span<const std::uint32_t> items,
                                             std::span<std::byte* const> places)>;
 
@@ -75,6 +81,27 @@ class SAFERING_API AsyncSaver {
     /// The same for memory that is not a TensorView's (a device's): `fill` is told which of the plan's items this
     /// rank writes, by index, and where to put them. A rank that has no plan gives its Error, and all ranks get it.
     Result<std::future<SaveReport>> save(std::string path, Result<SavePlan> plan, const Fill& fill);
+
+    /// save() with a Boost.Asio completion token for (std::exception_ptr, SaveReport), a std::future by default. Plans
+    /// and copies on the calling thread as well, which must not be the reactor's; what save() returns as an Error or
+    /// throws is the exception here. A handler runs on its executor, or else on the reactor's thread, where it must
+    /// not block; the planner and what `fill` refers to must stay until this has returned, with use_awaitable until it
+    /// has been awaited.
+    ///
+    ///     std::future<SaveReport> saved = saver.async_save(path, plan, planner);
+    ///     saver.async_save(path, plan, planner, [](std::exception_ptr error, SaveReport report) {});
+    ///     SaveReport report = co_await saver.async_save(path, plan, planner, boost::asio::use_awaitable);
+    template <typename Token = boost::asio::use_future_t<>>
+    auto async_save(std::string path, SavePlan plan, SavePlanner& planner, Token&& token = {}) {
+        Fill fill = filled_by(plan, planner);
+        return async_save(std::move(path), Result<SavePlan>(std::move(plan)), std::move(fill),
+                          std::forward<Token>(token));
+    }
+    template <typename Token = boost::asio::use_future_t<>>
+    auto async_save(std::string path, Result<SavePlan> plan, Fill fill, Token&& token = {}) {
+        return boost::asio::async_initiate<Token, void(std::exception_ptr, SaveReport)>(
+            InitiateSave{this}, token, std::move(path), std::move(plan), std::move(fill));
+    }
 
     /// Ends what is written and what waits, on all ranks, with operation_canceled, if the commit has not begun.
     /// Does not wait. Any thread; on one rank or on several.
@@ -98,6 +125,35 @@ class SAFERING_API AsyncSaver {
     struct Impl;
 
   private:
+    using SaveHandler = std::move_only_function<void(std::exception_ptr, SaveReport)>;
+    Fill filled_by(const SavePlan& plan, SavePlanner& planner) const;
+    void start_save(std::string path, Result<SavePlan> plan, const Fill& fill, SaveHandler handler);
+    boost::asio::io_context::executor_type executor();
+
+    struct InitiateSave {
+        AsyncSaver* saver;
+
+        template <typename CompletionHandler>
+        void operator()(CompletionHandler&& handler, std::string path, Result<SavePlan> plan,
+                        const Fill& fill) const {
+            auto executor = boost::asio::get_associated_executor(handler, saver->executor());
+            auto work = boost::asio::make_work_guard(executor);
+            saver->start_save(
+                std::move(path), std::move(plan), fill,
+                [handler =
+                     std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
+                 executor,
+                 work = std::move(work)](std::exception_ptr error, SaveReport report) mutable {
+                    // Not post(), as no lock is held: a future's would go through threads of
+                    // Boost.Asio's, which a forked child of this process does not have.
+                    boost::asio::dispatch(executor, [handler = std::move(handler), error,
+                                                     report = std::move(report)]() mutable {
+                        std::move(handler)(error, std::move(report));
+                    });
+                });
+        }
+    };
+
     std::unique_ptr<Impl> impl_;
 };
 

@@ -324,7 +324,7 @@ struct SharedCells {
 
 /// A rank's part in the exchange of a load. Ranks are places in what prepare_global_plan was given.
 struct LoadExchange {
-    /// Names this exchange among all others: 32 lower-case hex digits.
+    /// Names this exchange among all others, and then what it is of: 32 hex digits, '.', LoadOffer::checkpoint.
     std::string id{};
     std::uint32_t rank = 0;
     ExchangeWay way = ExchangeWay::automatic;
@@ -333,7 +333,7 @@ struct LoadExchange {
     std::vector<SharedCells> cells{};
     /// What it reads of those that it owns. Rising, disjoint.
     std::vector<FileRange> reads{};
-    /// From whom it takes, and who takes from it; rising.
+    /// This rank, from whom it takes, and who takes from it; rising. Whoever loads must be reached as this rank is.
     std::vector<ExchangePeer> peers{};
 
     friend bool operator==(const LoadExchange&, const LoadExchange&) = default;

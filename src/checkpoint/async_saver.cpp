@@ -13,9 +13,11 @@
 #include <optional>
 #include <thread>
 
+#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include "checkpoint/caught.hpp"
 #include "checkpoint/rank_messages.hpp"
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/staged_copy.hpp"
@@ -49,6 +51,32 @@ class OneRank final : public Collectives {
     Result<Bytes> scatter(std::vector<Bytes> parts) override { return std::move(parts.at(0)); }
 };
 
+// What the embedder's throw is an Error.
+class NothingThrown final : public Collectives {
+  public:
+    explicit NothingThrown(std::shared_ptr<Collectives> ranks) : ranks_(std::move(ranks)) {}
+    std::uint32_t rank() const override { return ranks_->rank(); }
+    std::uint32_t ranks() const override { return ranks_->ranks(); }
+    Result<std::vector<Bytes>> gather(Bytes own) override {
+        return catching(operation, [&] { return ranks_->gather(std::move(own)); });
+    }
+    Result<Bytes> scatter(std::vector<Bytes> parts) override {
+        return catching(operation, [&] { return ranks_->scatter(std::move(parts)); });
+    }
+
+  private:
+    static constexpr const char* operation = "save: speak to the other ranks";
+    std::shared_ptr<Collectives> ranks_;
+};
+
+std::shared_ptr<Collectives> ranks_of(std::shared_ptr<Collectives> given) {
+    if (given)
+        return std::make_shared<NothingThrown>(std::move(given));
+    return std::make_shared<OneRank>();
+}
+
+using SaveHandler = std::move_only_function<void(std::exception_ptr, SaveReport)>;
+
 struct Job {
     std::uint64_t number = 0;
     std::string path;
@@ -61,7 +89,14 @@ struct Job {
     bool canceled = false;
     /// Set when it has ended.
     std::optional<bool> saved;
-    std::promise<SaveReport> promise;
+    /// Empty where nobody waits for it.
+    SaveHandler handler{};
+};
+
+// A job that has ended, of which nobody has heard so far.
+struct Ended {
+    std::shared_ptr<Job> job;
+    Result<SaveReport> outcome;
 };
 
 Error canceled_error(const Job& job) {
@@ -98,6 +133,7 @@ struct AsyncSaver::Impl {
     // Asked for and not ended, by number. The thread works on `current`; at most one more waits.
     std::deque<std::shared_ptr<Job>> jobs;
     std::shared_ptr<Job> current;
+    std::size_t ended = 0; // of which nobody has heard
     std::uint64_t last_number = 0;
     bool lifted = false;
     bool closing = false;
@@ -106,9 +142,9 @@ struct AsyncSaver::Impl {
     const pid_t process = ::getpid();
 
     explicit Impl(AsyncSaverOptions given) : options(std::move(given)), reactor(options.reactor) {
-        foreground = options.foreground ? options.foreground : std::make_shared<OneRank>();
-        background = options.background ? options.background : std::make_shared<OneRank>();
         SAFERING_ASSERT(!options.foreground == !options.background);
+        foreground = ranks_of(options.foreground);
+        background = ranks_of(options.background);
         rank = foreground->rank();
         reactor.value(); // throws here and not on a thread
         const BlockedSignals blocked;
@@ -124,7 +160,9 @@ struct AsyncSaver::Impl {
         thread.join();
     }
 
-    // On the caller's thread.
+    // On the caller's thread. The handler is moved from where it will be called.
+    Result<void> save(std::string path, Result<SavePlan> plan, const Fill& fill,
+                      SaveHandler& handler);
     Result<std::shared_ptr<Job>> begin(std::string path, Result<SavePlan> plan);
     Result<std::vector<Bytes>> lay_out(Job& job, const std::vector<Bytes>& local);
     Result<void> stage(Job& job, const std::function<Result<void>(Job&)>& copy);
@@ -137,31 +175,42 @@ struct AsyncSaver::Impl {
     Result<SaveReport> write_and_commit(Job& job);
     Result<SaveReport> commit(Job& job, const std::vector<Bytes>& gathered);
 
-    // Under the lock. `job` must not be an element of `jobs`, which loses it.
-    void end(const std::shared_ptr<Job>& job, Result<SaveReport> outcome);
-    /// Its attempt is removed when the caller, without the lock, drops it.
-    [[nodiscard]] std::shared_ptr<Job> supersede(std::uint64_t number);
+    // Under the lock.
+    [[nodiscard]] Ended end(std::shared_ptr<Job> job, Result<SaveReport> outcome);
+    [[nodiscard]] std::optional<Ended> supersede(std::uint64_t number);
+    /// Without it: a handler is the embedder's, and with the job goes its attempt.
+    void tell(Ended ended_job);
 };
 
-void AsyncSaver::Impl::end(const std::shared_ptr<Job>& job, Result<SaveReport> outcome) {
+Ended AsyncSaver::Impl::end(std::shared_ptr<Job> job, Result<SaveReport> outcome) {
     job->staged.reset();
     std::erase(jobs, job);
     job->saved = outcome.has_value();
-    if (outcome)
-        job->promise.set_value(std::move(*outcome));
-    else
-        job->promise.set_exception(std::make_exception_ptr(Exception(std::move(outcome.error()))));
+    ++ended;
     changed.notify_all();
+    return {std::move(job), std::move(outcome)};
 }
 
-std::shared_ptr<Job> AsyncSaver::Impl::supersede(std::uint64_t number) {
+std::optional<Ended> AsyncSaver::Impl::supersede(std::uint64_t number) {
     const auto found = std::ranges::find(jobs, number, &Job::number);
     if (found == jobs.end())
-        return nullptr;
-    std::shared_ptr<Job> job = *found;
-    end(job, std::unexpected(
-                 Error{.code = Errc::save_superseded, .operation = "save", .file = job->path}));
-    return job;
+        return std::nullopt;
+    const std::shared_ptr<Job> job = *found;
+    return end(job, std::unexpected(Error{
+                        .code = Errc::save_superseded, .operation = "save", .file = job->path}));
+}
+
+void AsyncSaver::Impl::tell(Ended ended_job) {
+    if (SaveHandler handler = std::move(ended_job.job->handler)) {
+        if (ended_job.outcome)
+            handler(nullptr, std::move(*ended_job.outcome));
+        else
+            handler(std::make_exception_ptr(Exception(std::move(ended_job.outcome.error()))), {});
+    }
+    ended_job.job.reset();
+    const std::lock_guard lock(mutex);
+    --ended;
+    changed.notify_all();
 }
 
 // At rank 0: what each rank is told.
@@ -182,7 +231,7 @@ Result<std::vector<Bytes>> AsyncSaver::Impl::lay_out(Job& job, const std::vector
     if (!prepared)
         return std::unexpected(std::move(prepared.error()));
     std::uint64_t superseded = 0;
-    std::shared_ptr<Job> gone;
+    std::optional<Ended> gone;
     {
         const std::lock_guard lock(mutex);
         for (const auto& waiting : jobs)
@@ -190,6 +239,8 @@ Result<std::vector<Bytes>> AsyncSaver::Impl::lay_out(Job& job, const std::vector
                 superseded = waiting->number;
         gone = supersede(superseded);
     }
+    if (gone)
+        tell(std::move(*gone));
     std::vector<Bytes> parts;
     for (SavePlan& plan : *prepared)
         parts.push_back(checkpoint::to_bytes(BeginSave{superseded, std::move(plan)}));
@@ -228,10 +279,14 @@ Result<std::shared_ptr<Job>> AsyncSaver::Impl::begin(std::string path, Result<Sa
     if (!begun)
         return std::unexpected(std::move(begun.error()));
     job->plan = std::move(begun->plan);
-    std::shared_ptr<Job> gone;
-    const std::lock_guard lock(mutex);
-    job->number = ++last_number;
-    gone = supersede(begun->superseded); // rank 0 has done so already
+    std::optional<Ended> gone;
+    {
+        const std::lock_guard lock(mutex);
+        job->number = ++last_number;
+        gone = supersede(begun->superseded); // rank 0 has done so already
+    }
+    if (gone)
+        tell(std::move(*gone));
     return job;
 }
 
@@ -292,11 +347,7 @@ Result<WriteResults> AsyncSaver::Impl::write(Job& job) {
         }
         written = job.writer->write_data(job.plan, *job.staged);
     }
-    try {
-        return written.get();
-    } catch (const Exception& exception) {
-        return std::unexpected(exception.error());
-    }
+    return written.get();
 }
 
 // At rank 0.
@@ -322,7 +373,7 @@ Result<SaveReport> AsyncSaver::Impl::commit(Job& job, const std::vector<Bytes>& 
 }
 
 Result<SaveReport> AsyncSaver::Impl::write_and_commit(Job& job) {
-    auto results = write(job);
+    auto results = catching("write data", [&] { return write(job); });
     {
         const std::lock_guard lock(mutex);
         job.staged.reset();
@@ -359,19 +410,22 @@ void AsyncSaver::Impl::work() {
         std::optional<Result<SaveReport>> outcome;
         if (job)
             outcome = write_and_commit(**job);
-        std::deque<std::shared_ptr<Job>> lost; // dropped without the lock
-        const std::lock_guard lock(mutex);
-        current.reset();
-        if (job) {
-            end(*job, std::move(*outcome));
-            continue;
+        std::vector<Ended> ends;
+        {
+            const std::lock_guard lock(mutex);
+            current.reset();
+            if (job) {
+                ends.push_back(end(std::move(*job), std::move(*outcome)));
+            } else { // nothing that comes after could be agreed on
+                broken = job.error();
+                while (!jobs.empty())
+                    ends.push_back(end(jobs.front(), std::unexpected(*broken)));
+            }
         }
-        // Nothing that comes after could be agreed on.
-        broken = job.error();
-        lost = jobs;
-        for (const auto& one : lost)
-            end(one, std::unexpected(*broken));
-        return;
+        for (Ended& one : ends)
+            tell(std::move(one));
+        if (!job)
+            return;
     }
 }
 
@@ -383,51 +437,106 @@ AsyncSaver::~AsyncSaver() {
         static_cast<void>(impl_.release());
 }
 
-Result<std::future<SaveReport>> AsyncSaver::save(std::string path, Result<SavePlan> plan,
-                                                 const Fill& fill) {
-    if (impl_->forked())
+// Whatever keeps this rank from saving, it takes part in what the ranks say: the others wait for it.
+Result<void> AsyncSaver::Impl::save(std::string path, Result<SavePlan> plan, const Fill& fill,
+                                    SaveHandler& handler) {
+    if (forked())
         return std::unexpected(
             Error{.code = Errc::io_forked, .operation = "save", .file = std::move(path)});
     const std::vector<WriteItem> all = plan ? plan->items : std::vector<WriteItem>();
     {
-        const std::lock_guard lock(impl_->mutex);
-        if (impl_->broken)
-            return std::unexpected(*impl_->broken);
+        const std::lock_guard lock(mutex);
+        if (broken)
+            plan = std::unexpected(*broken);
     }
-    auto begun = impl_->begin(std::move(path), std::move(plan));
+    auto begun = begin(std::move(path), std::move(plan));
     if (!begun)
         return std::unexpected(std::move(begun.error()));
     const std::shared_ptr<Job>& job = *begun;
-    auto staged = impl_->stage(*job, [&](Job& staging) {
-        return fill(positions_of(staging.plan.items, all), staging.staged->places());
+    std::exception_ptr thrown;
+    const auto staged = catching("copy", [&] {
+        return stage(*job, [&](Job& staging) {
+            try {
+                return fill(positions_of(staging.plan.items, all), staging.staged->places());
+            } catch (...) {
+                thrown = std::current_exception();
+                throw;
+            }
+        });
     });
     if (!staged) {
         // The other ranks hear of it when the save's turn has come.
-        job->failed = std::move(staged.error());
-        job->failed->operation = fmt::format("stage data of rank {}", impl_->rank);
+        job->failed = staged.error();
+        job->failed->operation = fmt::format("stage data of rank {}", rank);
         job->staged.reset();
     }
-    auto future = job->promise.get_future();
-    const std::lock_guard lock(impl_->mutex);
-    if (impl_->lifted)
-        job->writer->lift_limits();
-    impl_->jobs.push_back(job);
-    if (impl_->broken)
-        impl_->end(job, std::unexpected(*impl_->broken));
-    impl_->changed.notify_all();
+    if (!thrown)
+        job->handler = std::move(handler);
+    std::optional<Ended> lost;
+    {
+        const std::lock_guard lock(mutex);
+        if (lifted)
+            job->writer->lift_limits();
+        jobs.push_back(job);
+        if (broken)
+            lost = end(job, std::unexpected(*broken));
+        changed.notify_all();
+    }
+    if (lost)
+        tell(std::move(*lost));
+    if (thrown)
+        std::rethrow_exception(thrown);
+    return {};
+}
+
+Result<std::future<SaveReport>> AsyncSaver::save(std::string path, Result<SavePlan> plan,
+                                                 const Fill& fill) {
+    std::promise<SaveReport> promise;
+    auto future = promise.get_future();
+    SaveHandler handler = [promise = std::move(promise)](std::exception_ptr error,
+                                                         SaveReport report) mutable {
+        if (error)
+            promise.set_exception(std::move(error));
+        else
+            promise.set_value(std::move(report));
+    };
+    if (auto begun = impl_->save(std::move(path), std::move(plan), fill, handler); !begun)
+        return std::unexpected(std::move(begun.error()));
     return future;
 }
 
 Result<std::future<SaveReport>> AsyncSaver::save(std::string path, SavePlan plan,
                                                  SavePlanner& planner) {
-    const std::vector<WriteItem> all = plan.items;
-    return save(std::move(path), Result<SavePlan>(std::move(plan)),
-                [&](std::span<const std::uint32_t> items, std::span<std::byte* const> places) {
-                    std::vector<WriteItem> kept;
-                    for (const std::uint32_t item : items)
-                        kept.push_back(all[item]);
-                    return copy_items(impl_->rank, kept, places, planner);
-                });
+    const Fill fill = filled_by(plan, planner);
+    return save(std::move(path), Result<SavePlan>(std::move(plan)), fill);
+}
+
+AsyncSaver::Fill AsyncSaver::filled_by(const SavePlan& plan, SavePlanner& planner) const {
+    return [rank = impl_->rank, all = plan.items, &planner](std::span<const std::uint32_t> items,
+                                                            std::span<std::byte* const> places) {
+        std::vector<WriteItem> kept;
+        for (const std::uint32_t item : items)
+            kept.push_back(all[item]);
+        return copy_items(rank, kept, places, planner);
+    };
+}
+
+void AsyncSaver::start_save(std::string path, Result<SavePlan> plan, const Fill& fill,
+                            SaveHandler handler) {
+    std::exception_ptr failed;
+    try {
+        return value_or_throw(impl_->save(std::move(path), std::move(plan), fill, handler));
+    } catch (const std::exception&) {
+        failed = std::current_exception();
+    }
+    if (impl_->forked()) // nobody runs the executor
+        return handler(failed, {});
+    boost::asio::post(executor(),
+                      [handler = std::move(handler), failed]() mutable { handler(failed, {}); });
+}
+
+boost::asio::io_context::executor_type AsyncSaver::executor() {
+    return impl_->reactor.value()->executor();
 }
 
 void AsyncSaver::cancel() {
@@ -444,7 +553,7 @@ bool AsyncSaver::wait(std::chrono::steady_clock::time_point until) {
     if (impl_->forked())
         return true;
     std::unique_lock lock(impl_->mutex);
-    const auto idle = [this] { return impl_->jobs.empty(); };
+    const auto idle = [this] { return impl_->jobs.empty() && impl_->ended == 0; };
     if (until == std::chrono::steady_clock::time_point::max()) {
         impl_->changed.wait(lock, idle);
         return true;

@@ -19,17 +19,6 @@ struct PlacedBox {
     std::uint64_t begin; // of the stored chunk, in the file
 };
 
-// What must be the same for one rank to read for another: the files, and how they are checked.
-std::string identity_of(const StoredCheckpoint& checkpoint, Verification verification) {
-    std::string text = fmt::format("{}/{}", checkpoint.attempt, static_cast<int>(verification));
-    for (const StoredFile& file : checkpoint.files) {
-        const FileStatus& status = file.file.status();
-        text += fmt::format("/{}:{}:{}:{}:{}", status.device, status.inode, status.size,
-                            file.name.size(), file.name);
-    }
-    return fmt::format("{:016x}", plan::digest_of(std::as_bytes(std::span(text))));
-}
-
 // Of one file, by the gaps that a read goes across.
 void add_ranges(std::vector<FileRange>& ranges, std::uint32_t file,
                 std::span<const ByteRange> runs) {
@@ -42,6 +31,18 @@ void add_ranges(std::vector<FileRange>& ranges, std::uint32_t file,
 }
 
 } // namespace
+
+std::string identity_of(const StoredCheckpoint& checkpoint, Verification verification) {
+    if (!checkpoint.digests)
+        verification = Verification::off;
+    std::string text = fmt::format("{}/{}", checkpoint.attempt, static_cast<int>(verification));
+    for (const StoredFile& file : checkpoint.files) {
+        const FileStatus& status = file.file.status();
+        text += fmt::format("/{}:{}:{}:{}:{}", status.device, status.inode, status.size,
+                            file.name.size(), file.name);
+    }
+    return fmt::format("{:016x}", plan::digest_of(std::as_bytes(std::span(text))));
+}
 
 Result<std::uint64_t> read_chunk_bytes(const StoredCheckpoint& checkpoint,
                                        Verification verification, std::uint64_t buffer_bytes) {

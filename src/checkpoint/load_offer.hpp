@@ -20,6 +20,9 @@ inline constexpr std::uint64_t read_slack_bytes = std::uint64_t{16} << 10;
 /// Ranks hand on cells of at most so much: what an owner has read of one is told in one message.
 inline constexpr std::uint64_t most_exchanged_chunk_bytes = std::uint64_t{64} << 20;
 
+/// What must be the same for one rank to read for another: the files, and how they are checked.
+std::string identity_of(const StoredCheckpoint& checkpoint, Verification verification);
+
 /// Cells that a load works in: those of the digests where it checks them. Errors: checkpoint_over_budget where a
 /// buffer of `buffer_bytes` does not hold one.
 Result<std::uint64_t> read_chunk_bytes(const StoredCheckpoint& checkpoint,

@@ -51,6 +51,11 @@ Result<std::unique_ptr<PeerGroup>> PeerGroup::make(Reactor& reactor, std::string
 PeerGroup::PeerGroup(PeerHub& hub, std::string exchange, std::uint32_t rank)
     : hub_(hub), exchange_(std::move(exchange)), rank_(rank), key_(key_of(exchange_, rank)) {}
 
+bool PeerGroup::claim(Reactor& reactor, std::string_view exchange, std::uint32_t rank) {
+    const auto hub = reactor.peers();
+    return !hub || (*hub)->claim(key_of(exchange, rank)); // without a hub make() says why
+}
+
 void PeerGroup::decline(Reactor& reactor, std::string_view exchange, std::uint32_t rank,
                         const std::vector<ExchangePeer>& partners, const std::string& why) {
     const auto hub = reactor.peers();

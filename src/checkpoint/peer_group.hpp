@@ -48,6 +48,9 @@ class PeerGroup {
     static Result<std::unique_ptr<PeerGroup>> make(Reactor& reactor, std::string exchange,
                                                    std::uint32_t rank,
                                                    const std::vector<ExchangePeer>& partners);
+    /// Whether the rank takes part for the first time; with a word to its partners or without. An exchange takes place
+    /// once, as these know. Any thread.
+    static bool claim(Reactor& reactor, std::string_view exchange, std::uint32_t rank);
     /// Of a rank that will not take part after all: its partners get `why` instead of waiting. Any thread.
     static void decline(Reactor& reactor, std::string_view exchange, std::uint32_t rank,
                         const std::vector<ExchangePeer>& partners, const std::string& why);

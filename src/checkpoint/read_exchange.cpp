@@ -15,16 +15,25 @@ std::unexpected<Error> bad(const char* detail) {
     return fail(Errc::plan_bad_bytes, "read data in exchange with ranks of this host", detail);
 }
 
+// Without this rank.
+std::vector<ExchangePeer> partners_of(const LoadExchange& plan) {
+    std::vector<ExchangePeer> partners = plan.peers;
+    std::erase_if(partners, [&](const ExchangePeer& peer) { return peer.rank == plan.rank; });
+    return partners;
+}
+
 // What the rest relies on.
-Result<void> check(const LoadExchange& plan) {
+Result<void> check(const LoadExchange& plan, const std::string& endpoint) {
     if (plan.chunk_bytes < block_bytes || plan.chunk_bytes > most_exchanged_chunk_bytes ||
         !std::has_single_bit(plan.chunk_bytes))
         return bad("the plan's chunk_bytes are none");
     const auto is_peer = [&](std::uint32_t rank) {
         return std::ranges::find(plan.peers, rank, &ExchangePeer::rank) != plan.peers.end();
     };
-    if (is_peer(plan.rank))
-        return bad("the plan has the rank among its partners");
+    const auto own = std::ranges::find(plan.peers, plan.rank, &ExchangePeer::rank);
+    if (own == plan.peers.end() || own->endpoint != endpoint)
+        return bad("the plan was made with another reactor, and that is where the others look for "
+                   "this rank: load with a reader on the one that planned, or plan again");
     const SharedCells* last = nullptr;
     for (const SharedCells& cells : plan.cells) {
         if (cells.first_cell >= cells.last_cell ||
@@ -32,6 +41,7 @@ Result<void> check(const LoadExchange& plan) {
              std::pair(cells.file, cells.first_cell) < std::pair(last->file, last->last_cell)))
             return bad("the plan's cells are not in order");
         if (cells.owner == plan.rank ? !std::ranges::all_of(cells.takers, is_peer) ||
+                                           std::ranges::count(cells.takers, plan.rank) != 0 ||
                                            !std::ranges::is_sorted(cells.takers)
                                      : !is_peer(cells.owner))
             return bad("the plan exchanges with ranks that are not among its partners");
@@ -51,12 +61,16 @@ bool is_for_taker(PeerMessage type) {
 } // namespace
 
 Result<std::unique_ptr<ReadExchange>> ReadExchange::make(Reactor& reactor, LoadExchange plan) {
-    if (auto checked = check(plan); !checked)
+    if (auto checked = check(plan, reactor.endpoint()); !checked)
         return std::unexpected(std::move(checked.error()));
-    auto group = PeerGroup::make(reactor, plan.id, plan.rank, plan.peers);
+    auto group = PeerGroup::make(reactor, plan.id, plan.rank, partners_of(plan));
     if (!group)
         return std::unexpected(std::move(group.error()));
     return std::unique_ptr<ReadExchange>(new ReadExchange(std::move(*group), std::move(plan)));
+}
+
+void ReadExchange::decline(Reactor& reactor, const LoadExchange& plan, const std::string& why) {
+    PeerGroup::decline(reactor, plan.id, plan.rank, partners_of(plan), why);
 }
 
 ReadExchange::ReadExchange(std::unique_ptr<PeerGroup> group, LoadExchange plan)

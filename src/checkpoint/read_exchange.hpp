@@ -35,8 +35,11 @@ class ReadExchange {
         std::function<void(Error)> on_failed;
     };
 
-    /// Errors: plan_bad_bytes for a plan that contradicts itself; what the system says where it grants no socket.
+    /// Errors: plan_bad_bytes for a plan that contradicts itself, or was made with another reactor; what the system says
+    /// where it grants no socket.
     static Result<std::unique_ptr<ReadExchange>> make(Reactor& reactor, LoadExchange plan);
+    /// Of a rank that will not take part: its partners get `why`. Any thread.
+    static void decline(Reactor& reactor, const LoadExchange& plan, const std::string& why);
 
     /// `wanted`: those of the cells that others own which this rank takes, rising.
     void begin(Handlers handlers, const std::vector<CellName>& wanted);

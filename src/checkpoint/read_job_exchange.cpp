@@ -5,7 +5,9 @@
 #include <boost/asio/post.hpp>
 #include <fmt/format.h>
 
+#include "checkpoint/load_offer.hpp"
 #include "checkpoint/read_job.hpp"
+#include "plan/load_exchange_plan.hpp"
 
 namespace safering::checkpoint {
 
@@ -34,6 +36,16 @@ Result<void> ReadJob::join_exchange(const LoadExchange& exchange) {
             fmt::format("the plan exchanges cells of {} bytes, this rank reads in cells of {}: "
                         "verification and buffers must be those of the planning",
                         exchange.chunk_bytes, chunk_bytes_));
+    if (const std::string own = identity_of(checkpoint_, options_.verification);
+        plan::checkpoint_of(exchange) != own)
+        return std::unexpected(Error{
+            .code = Errc::checkpoint_foreign_attempt,
+            .operation = "read data in exchange with ranks of this host",
+            .file = checkpoint_.path,
+            .detail = fmt::format(
+                "the plan is of the files {}, this reader has opened {} (attempt \"{}\") or checks "
+                "them in another way: open the checkpoint and plan the load again, on all ranks",
+                escaped(plan::checkpoint_of(exchange)), own, checkpoint_.attempt)});
     auto made = ReadExchange::make(reactor_, exchange);
     if (!made)
         return std::unexpected(std::move(made.error()));

@@ -1,13 +1,13 @@
 #include <safering/storage_reader.hpp>
 
-#include <mutex>
 #include <optional>
-#include <set>
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/deliver.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/load_offer.hpp"
+#include "checkpoint/peer_group.hpp"
+#include "checkpoint/read_exchange.hpp"
 #include "checkpoint/read_job.hpp"
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
@@ -30,10 +30,6 @@ struct HuggingFaceStorageReader::Impl {
     JobCounter jobs;
 
     ~Impl() { jobs.wait_idle(); }
-
-    // Exchanges take place once, and their partners know that: ids of those that have, or that were declined.
-    std::set<std::string> exchanged;
-    std::mutex exchanged_mutex;
 
     Result<void> check(const LoadPlan& plan) const {
         if (!checkpoint)
@@ -64,30 +60,42 @@ struct HuggingFaceStorageReader::Impl {
         return make_load_offer(*checkpoint, plan, options.verification, *chunk_bytes, endpoint);
     }
 
+    // Of all readers on the reactor: which of them loads a plan first is the same for its partners.
     bool is_new(const std::optional<LoadExchange>& exchange) {
-        const std::lock_guard lock(exchanged_mutex);
-        return exchange && exchanged.insert(exchange->id).second;
+        const auto running = reactor.get();
+        return exchange && running && PeerGroup::claim(**running, exchange->id, exchange->rank);
     }
 
+    // Partners wait for a rank until it takes part or tells them why it does not.
     Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner) {
+        const bool exchange = is_new(plan.exchange);
+        try {
+            auto job = make_job(plan, planner, exchange);
+            if (!job && exchange)
+                tell(plan, job.error().message());
+            return job;
+        } catch (const std::exception& thrown) { // by the planner
+            if (exchange)
+                tell(plan, thrown.what());
+            throw;
+        }
+    }
+
+    Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner,
+                                              bool exchange) {
         if (!checkpoint)
             return fail(Errc::plan_not_prepared, "read data", "call read_metadata first");
-        const bool exchange = is_new(plan.exchange);
-        auto job = ReadJob::make(*reactor.value(), *checkpoint, plan, planner,
-                                 {.verification = options.verification,
-                                  .progress = options.progress,
-                                  .stop = stop.get_token(),
-                                  .exchange = exchange,
-                                  .on_mismatch = {}});
-        if (!job && exchange)
-            tell(plan, job.error().message());
-        return job;
+        return ReadJob::make(*reactor.value(), *checkpoint, plan, planner,
+                             {.verification = options.verification,
+                              .progress = options.progress,
+                              .stop = stop.get_token(),
+                              .exchange = exchange,
+                              .on_mismatch = {}});
     }
 
     void tell(const LoadPlan& plan, const std::string& why) {
         if (const auto running = reactor.get())
-            PeerGroup::decline(**running, plan.exchange->id, plan.exchange->rank,
-                               plan.exchange->peers, why);
+            ReadExchange::decline(**running, *plan.exchange, why);
     }
 };
 

@@ -101,6 +101,11 @@ PeerHub::PeerHub(Executor executor, Descriptor listening, std::string endpoint)
     : executor_(executor), listening_(executor, listening.release()),
       endpoint_(std::move(endpoint)) {}
 
+bool PeerHub::claim(std::string key) {
+    const std::lock_guard lock(claimed_mutex_);
+    return claimed_.insert(std::move(key)).second;
+}
+
 Result<std::shared_ptr<PeerSocket>> PeerHub::connect(const std::string& endpoint,
                                                      std::string_view key, std::uint32_t rank) {
     const std::string operation = "connect to a rank of this host";

@@ -9,7 +9,9 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <mutex>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -20,7 +22,7 @@
 
 namespace safering {
 
-/// All but endpoint() and same_host() on the executor's thread.
+/// All but endpoint() and claim() on the executor's thread.
 class PeerHub : public std::enable_shared_from_this<PeerHub> {
   public:
     using Executor = PeerSocket::Executor;
@@ -31,6 +33,9 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
 
     /// "<host>/<name>": kernel, network namespace and user, which both must share, then the socket's name.
     const std::string& endpoint() const { return endpoint_; }
+
+    /// Whether nobody has claimed the key so far. Any thread.
+    bool claim(std::string key);
 
     /// Connects as `rank` to whoever expects `key` there. Errors: io_peer_lost.
     Result<std::shared_ptr<PeerSocket>> connect(const std::string& endpoint, std::string_view key,
@@ -62,6 +67,8 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     // For ranks of this process that have not come so far.
     std::vector<Arrived> early_;
     bool waiting_ = false;
+    std::mutex claimed_mutex_;
+    std::set<std::string> claimed_; // of all exchanges that there were, some bytes each
 };
 
 } // namespace safering

@@ -118,7 +118,7 @@ class Group {
     void hand_out(const OwnedCells& owned, std::vector<std::optional<LoadExchange>>& out) const {
         for (const std::uint32_t rank : owners_.ranks(owned.ranks)) {
             if (!out[rank])
-                out[rank] = LoadExchange{.id = options_.id,
+                out[rank] = LoadExchange{.id = options_.id + '.' + offers_[rank]->checkpoint,
                                          .rank = rank,
                                          .way = options_.way,
                                          .chunk_bytes = chunk_bytes_};
@@ -139,7 +139,7 @@ class Group {
     }
 
     void add_peers(LoadExchange& exchange) const {
-        Ranks peers;
+        Ranks peers{exchange.rank};
         for (const SharedCells& cells : exchange.cells) {
             peers.insert(peers.end(), cells.takers.begin(), cells.takers.end());
             if (cells.owner != exchange.rank)
@@ -163,6 +163,12 @@ class Group {
 };
 
 } // namespace
+
+std::string_view checkpoint_of(const LoadExchange& exchange) {
+    const std::string_view id = exchange.id;
+    const std::size_t dot = id.find('.');
+    return dot == std::string_view::npos ? std::string_view() : id.substr(dot + 1);
+}
 
 std::vector<std::optional<LoadExchange>>
 plan_load_exchange(const std::vector<const LoadOffer*>& offers,

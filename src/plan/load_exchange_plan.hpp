@@ -6,6 +6,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <safering/plan.hpp>
@@ -14,9 +15,12 @@ namespace safering::plan {
 
 struct LoadExchangeOptions {
     ExchangeWay way = ExchangeWay::automatic;
-    /// Of the exchange.
+    /// 32 hex digits. With the checkpoint of its offers it is the id of an exchange.
     std::string id;
 };
+
+/// What the offers of an exchange said of their checkpoint; empty for an id that says nothing.
+std::string_view checkpoint_of(const LoadExchange& exchange);
 
 /// One a rank; none for one that exchanges nothing, or offers nothing. Ranks exchange that are on one host and have
 /// opened the same checkpoint in cells of one size. Forced ways exchange every cell of which two ranks would read

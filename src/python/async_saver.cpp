@@ -1,6 +1,8 @@
 #include "python/bindings.hpp"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 #include <variant>
 
 #include <safering/async_saver.hpp>
@@ -46,14 +48,22 @@ class PythonCollectives final : public Collectives {
             return to_vector(py::cast<py::bytes>(object_.attr("scatter")(to_list(parts))));
         });
     }
+    /// Raises what came while it spoke and is no failure of speaking (Ctrl-C).
+    void raise_interrupt() {
+        if (auto raised = std::exchange(interrupt_, std::nullopt))
+            throw std::move(*raised);
+    }
 
   private:
+    // What is no exception of Python's is turned into an Error where the saver calls.
     template <typename F>
     Result<std::invoke_result_t<F>> call(F&& f) {
         const py::gil_scoped_acquire acquire;
         try {
             return f();
         } catch (const py::error_already_set& error) {
+            if (!error.matches(PyExc_Exception))
+                interrupt_ = error;
             return fail(std::make_error_code(std::errc::connection_aborted),
                         "save: speak to the other ranks", error.what());
         }
@@ -62,9 +72,10 @@ class PythonCollectives final : public Collectives {
     py::object object_;
     std::uint32_t rank_;
     std::uint32_t ranks_;
+    std::optional<py::error_already_set> interrupt_;
 };
 
-std::shared_ptr<Collectives> to_collectives(const py::object& object) {
+std::shared_ptr<PythonCollectives> to_collectives(const py::object& object) {
     return object.is_none() ? nullptr : std::make_shared<PythonCollectives>(object);
 }
 
@@ -99,11 +110,19 @@ class PendingSave {
     std::shared_future<SaveReport> future_;
 };
 
+// Its threads may need the GIL to end.
+void destroy(AsyncSaver* saver) {
+    const py::gil_scoped_release release;
+    delete saver;
+}
+
+// Each call holds the saver, which another thread may close meanwhile, and gives it up when it has the GIL again.
 class Saver {
   public:
     Saver(std::shared_ptr<Reactor> reactor, FqnToIndexMapping mapping, bool sharded, bool digests,
           const std::string& exchange, SaveLimits limits, const py::object& foreground,
-          const py::object& background) {
+          const py::object& background)
+        : foreground_(to_collectives(foreground)) {
         AsyncSaverOptions options{
             .writer = {.fqn_to_index_mapping = std::move(mapping),
                        .layout = sharded ? FileLayout::sharded : FileLayout::full,
@@ -111,16 +130,18 @@ class Saver {
                        .digests = digests,
                        .limits = limits},
             .reactor = std::move(reactor),
-            .foreground = to_collectives(foreground),
+            .foreground = foreground_,
             .background = to_collectives(background)};
-        const py::gil_scoped_release release;
-        saver_ = std::make_unique<AsyncSaver>(std::move(options));
+        const auto make = [&] {
+            const py::gil_scoped_release release;
+            return new AsyncSaver(std::move(options));
+        };
+        saver_ = std::shared_ptr<AsyncSaver>(make(), destroy);
     }
-    ~Saver() { close(); }
 
-    // Its threads may need the GIL to end.
+    // Of use to other threads until all saves have ended.
     void close() {
-        const py::gil_scoped_release release;
+        wait(std::numeric_limits<double>::infinity());
         saver_.reset();
     }
 
@@ -139,6 +160,8 @@ class Saver {
                 fill(positions, addresses);
                 return {};
             } catch (py::error_already_set& error) {
+                if (!error.matches(PyExc_Exception))
+                    throw; // Ctrl-C is the caller's
                 Error lost{.code = std::make_error_code(std::errc::io_error),
                            .operation = "stage data",
                            .detail = error.what()};
@@ -151,33 +174,40 @@ class Saver {
         else
             own = fail(std::make_error_code(std::errc::invalid_argument), "plan a save",
                        std::get<std::string>(plan));
-        AsyncSaver& saver = running();
-        const py::gil_scoped_release release;
-        return PendingSave(value_or_throw(saver.save(std::move(path), std::move(own), run_fill)));
+        const std::shared_ptr<AsyncSaver> saver = running();
+        auto begun = [&] {
+            const py::gil_scoped_release release;
+            return saver->save(std::move(path), std::move(own), run_fill);
+        }();
+        if (foreground_)
+            foreground_->raise_interrupt();
+        return PendingSave(value_or_throw(std::move(begun)));
     }
     // The saver's thread may hold the saver's lock while it waits for the GIL: staging memory that goes is
     // unpinned in Python.
     void cancel() {
-        AsyncSaver& saver = running();
+        const std::shared_ptr<AsyncSaver> saver = running();
         const py::gil_scoped_release release;
-        saver.cancel();
+        saver->cancel();
     }
     void lift_limits() {
-        AsyncSaver& saver = running();
+        const std::shared_ptr<AsyncSaver> saver = running();
         const py::gil_scoped_release release;
-        saver.lift_limits();
+        saver->lift_limits();
     }
     bool wait(double seconds) {
-        AsyncSaver& saver = running();
+        const std::shared_ptr<AsyncSaver> saver = saver_;
+        if (!saver)
+            return true;
         const py::gil_scoped_release release;
-        return saver.wait(std::chrono::steady_clock::now() + to_duration(seconds));
+        return saver->wait(std::chrono::steady_clock::now() + to_duration(seconds));
     }
     py::tuple emergency_flush(double seconds) {
-        AsyncSaver& saver = running();
+        const std::shared_ptr<AsyncSaver> saver = running();
         AsyncSaver::Flushed flushed;
         {
             const py::gil_scoped_release release;
-            flushed = saver.emergency_flush(to_duration(seconds));
+            flushed = saver->emergency_flush(to_duration(seconds));
         }
         return py::make_tuple(flushed.saved, flushed.abandoned);
     }
@@ -187,13 +217,14 @@ class Saver {
         return std::chrono::duration_cast<std::chrono::steady_clock::duration>(
             std::chrono::duration<double>(std::clamp(seconds, 0.0, 1e8)));
     }
-    AsyncSaver& running() const {
+    std::shared_ptr<AsyncSaver> running() const {
         if (!saver_)
             throw py::value_error("the saver is closed");
-        return *saver_;
+        return saver_;
     }
 
-    std::unique_ptr<AsyncSaver> saver_;
+    std::shared_ptr<PythonCollectives> foreground_;
+    std::shared_ptr<AsyncSaver> saver_;
 };
 
 } // namespace

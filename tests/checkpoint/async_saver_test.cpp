@@ -8,6 +8,12 @@
 #include <optional>
 #include <thread>
 
+#include <boost/asio/awaitable.hpp>
+#include <boost/asio/bind_executor.hpp>
+#include <boost/asio/co_spawn.hpp>
+#include <boost/asio/detached.hpp>
+#include <boost/asio/system_executor.hpp>
+#include <boost/asio/use_awaitable.hpp>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -125,6 +131,15 @@ class LosesTheOther final : public Collectives {
     Gate& gate_;
 };
 
+// The other rank's words do not come to that; whoever asks is told so in its own way.
+class Throws final : public Collectives {
+  public:
+    std::uint32_t rank() const override { return 0; }
+    std::uint32_t ranks() const override { return 2; }
+    Result<std::vector<Bytes>> gather(Bytes) override { throw std::runtime_error("no words"); }
+    Result<Bytes> scatter(std::vector<Bytes>) override { throw std::runtime_error("no words"); }
+};
+
 class Alone final : public Collectives {
   public:
     std::uint32_t rank() const override { return 0; }
@@ -185,6 +200,101 @@ TEST_F(AsyncSaves, EndsAllThatIsAskedForWhenTheRanksLoseEachOther) {
     gate.open();
     EXPECT_EQ(code_of(first), std::errc::connection_aborted);
     EXPECT_EQ(code_of(second), std::errc::connection_aborted);
+}
+
+TEST_F(AsyncSaves, WhatTheTransportThrowsIsAnError) {
+    AsyncSaverOptions made = options();
+    made.foreground = std::make_shared<Alone>();
+    made.background = std::make_shared<Throws>();
+    AsyncSaver saver(made);
+    auto future = save(saver, make_model(20), path);
+    try {
+        (void)future.get();
+        FAIL() << "the other rank was not heard";
+    } catch (const Exception& exception) {
+        EXPECT_NE(std::string(exception.what()).find("no words"), std::string::npos)
+            << exception.what();
+    }
+    made.foreground = made.background = std::make_shared<Throws>();
+    AsyncSaver other(made);
+    EXPECT_FALSE(other.save(path, SavePlan(), [](auto, auto) { return Result<void>(); }));
+}
+
+TEST_F(AsyncSaves, WhatACopyThrowsReachesTheCaller) {
+    AsyncSaver saver(options());
+    const Model model = make_model(21);
+    Rank own = cut(model, {1, 0}, 0);
+    DefaultSavePlanner planner(own.tensors, 0);
+    const auto interrupted = [](auto, auto) -> Result<void> { throw std::domain_error("stop"); };
+    EXPECT_THROW((void)saver.save(path, planner.create_local_plan(), interrupted),
+                 std::domain_error);
+    EXPECT_THROW((void)saver.async_save(path, planner.create_local_plan(), interrupted).get(),
+                 std::domain_error);
+    EXPECT_TRUE(saver.wait());
+    EXPECT_TRUE(disk->list("/ckpt").empty());
+    EXPECT_EQ(save(saver, model, path).get().path, path);
+    EXPECT_EQ(differs(model), "");
+}
+
+TEST_F(AsyncSaves, TakesCompletionTokens) {
+    AsyncSaver saver(options());
+    const Model model = make_model(22);
+    Rank own = cut(model, {1, 0}, 0);
+    DefaultSavePlanner planner(own.tensors, 0);
+    const auto plan = [&] { return planner.create_local_plan(); };
+    EXPECT_EQ(saver.async_save("/ckpt/1", plan(), planner).get().path, "/ckpt/1");
+
+    std::promise<std::string> told;
+    saver.async_save(
+        "/ckpt/2", plan(), planner, [&](std::exception_ptr error, const SaveReport& report) {
+            told.set_value(!error && reactor->running_in_this_thread() ? report.path : "");
+        });
+    EXPECT_EQ(told.get_future().get(), "/ckpt/2");
+
+    boost::asio::io_context context;
+    std::string saved;
+    std::error_code refused;
+    boost::asio::co_spawn(
+        context,
+        [&]() -> boost::asio::awaitable<void> {
+            using boost::asio::use_awaitable;
+            saved = (co_await saver.async_save("/ckpt/3", plan(), planner, use_awaitable)).path;
+            try {
+                co_await saver.async_save("/absent/4", plan(), planner, use_awaitable);
+            } catch (const Exception& exception) {
+                refused = exception.error().code;
+            }
+        },
+        boost::asio::detached);
+    context.run();
+    EXPECT_EQ(saved, "/ckpt/3");
+    EXPECT_EQ(refused, std::errc::no_such_file_or_directory);
+    EXPECT_EQ(differs_at(model, "/ckpt/3"), "");
+}
+
+// The handler may use the saver, as no lock of its is held.
+TEST_F(AsyncSaves, ASupersededOnesHandlerMayAskTheSaver) {
+    AsyncSaver saver(held_up());
+    Rank own = cut(make_model(23), {1, 0}, 0);
+    DefaultSavePlanner planner(own.tensors, 0);
+    const auto plan = [&] { return planner.create_local_plan(); };
+    auto one = saver.async_save("/ckpt/1", plan(), planner);
+    gate.wait_reached();
+    std::error_code code;
+    saver.async_save("/ckpt/2", plan(), planner,
+                     boost::asio::bind_executor(boost::asio::system_executor(),
+                                                [&](std::exception_ptr error, SaveReport) {
+                                                    try {
+                                                        std::rethrow_exception(error);
+                                                    } catch (const Exception& exception) {
+                                                        code = exception.error().code;
+                                                    }
+                                                    saver.lift_limits();
+                                                }));
+    auto three = saver.async_save("/ckpt/3", plan(), planner);
+    EXPECT_EQ(code_of(one), std::error_code());
+    EXPECT_EQ(code_of(three), std::error_code());
+    EXPECT_EQ(code, Errc::save_superseded);
 }
 
 TEST_F(AsyncSaves, SavesWhatWasThereWhenItWasAsked) {
@@ -418,6 +528,46 @@ TEST_F(TwoRanks, ARankThatCannotCopyFailsTheSaveOnBoth) {
                 << exception.what();
         }
     }
+}
+
+// The one that cannot speak to the others in the background any more.
+TEST_F(AsyncSaves, ARankThatIsLostTakesPartInSayingSo) {
+    Gate never;
+    never.shut();
+    auto foreground = make_conversation();
+    std::vector<std::unique_ptr<AsyncSaver>> savers;
+    for (std::uint32_t rank = 0; rank < 2; ++rank) {
+        AsyncSaverOptions made;
+        made.reactor = reactor;
+        made.writer.exchange = ExchangeWay::off;
+        made.foreground = foreground[rank];
+        if (rank == 0)
+            made.background = std::make_shared<LosesTheOther>(never);
+        else
+            made.background = std::make_shared<Throws>();
+        savers.push_back(std::make_unique<AsyncSaver>(made));
+    }
+    const auto save_on = [&](std::uint32_t rank, const std::string& to) {
+        Rank own = cut(make_model(24), {2, 0}, rank);
+        DefaultSavePlanner planner(own.tensors, rank);
+        return savers[rank]->save(to, planner.create_local_plan(), planner);
+    };
+    std::vector<Result<std::future<SaveReport>>> first(2), second(2);
+    {
+        std::jthread other([&] {
+            first[1] = save_on(1, "/ckpt/1");
+            EXPECT_EQ(code_of(*first[1]), std::errc::io_error);
+            second[1] = save_on(1, "/ckpt/2");
+        });
+        first[0] = save_on(0, "/ckpt/1");
+        second[0] = save_on(0, "/ckpt/2");
+    }
+    for (const auto& one : second) {
+        ASSERT_FALSE(one);
+        EXPECT_NE(one.error().message().find("rank 1"), std::string::npos) << one.error().message();
+    }
+    never.open();
+    EXPECT_EQ(code_of(*first[0]), std::errc::connection_aborted);
 }
 
 } // namespace

@@ -248,6 +248,31 @@ TEST_F(LoadExchanging, APlanIsExchangedOnce) {
     EXPECT_FALSE(error_of(loading.start(1)).has_value()); // without the other
 }
 
+// Which reader had it first does not matter; all of them are on the reactor that the others know.
+TEST_F(LoadExchanging, APlanIsExchangedOnceByAllReadersOfARank) {
+    auto reactors = small_reactors(2);
+    Loading loading(model_, {2, 1}, path(), options(ExchangeWay::process_memory), reactors);
+    EXPECT_GT(loading.run().exchange.process_memory_bytes, 0u);
+    loading.readers[1] = std::make_unique<HuggingFaceStorageReader>(
+        path(), options(ExchangeWay::process_memory), reactors[1]);
+    ASSERT_TRUE(loading.readers[1]->read_metadata());
+    EXPECT_EQ(loading.run().exchange.process_memory_bytes, 0u);
+    EXPECT_EQ(loading.differences(), "");
+}
+
+TEST_F(LoadExchanging, TwoReadersMayLoadOnePlan) {
+    auto reactors = small_reactors(2);
+    Loading loading(model_, {2, 1}, path(), options(ExchangeWay::process_memory), reactors);
+    HuggingFaceStorageReader other(path(), options(ExchangeWay::process_memory), reactors[1]);
+    ASSERT_TRUE(other.read_metadata());
+    auto first = loading.start(1);
+    auto second = other.async_read_data(loading.prepared[1], *loading.planners[1]);
+    EXPECT_FALSE(error_of(std::move(second)).has_value()); // alone, while the first one waits
+    EXPECT_FALSE(error_of(loading.start(0)).has_value());
+    EXPECT_FALSE(error_of(std::move(first)).has_value());
+    EXPECT_EQ(loading.differences(), "");
+}
+
 TEST_F(LoadExchanging, AChangedByteIsEverybodysError) {
     damage();
     for (const ExchangeWay way : {ExchangeWay::process_memory, ExchangeWay::shared_memory}) {
@@ -345,6 +370,61 @@ TEST_F(LonelyLoad, OneThatCannotResolveItsTensorsDeclines) {
     auto first = loading_->start(0);
     EXPECT_TRUE(error_of(loading_->readers[1]->async_read_data(loading_->prepared[1], nothing))
                     .has_value());
+    const auto error = error_of(std::move(first));
+    ASSERT_TRUE(error.has_value());
+    EXPECT_EQ(error->code, Errc::io_peer_lost);
+}
+
+TEST_F(LonelyLoad, OneWhosePlannerThrowsDeclines) {
+    struct Throwing final : LoadPlanner {
+        Result<MutableTensorView> resolve_tensor(const ReadItem&) override {
+            throw std::runtime_error("no such luck");
+        }
+    } planner;
+    auto first = loading_->start(0);
+    EXPECT_THROW((void)loading_->readers[1]->async_read_data(loading_->prepared[1], planner),
+                 std::runtime_error);
+    const auto error = error_of(std::move(first));
+    ASSERT_TRUE(error.has_value());
+    EXPECT_NE(error->message().find("no such luck"), std::string::npos) << error->message();
+}
+
+TEST_F(LonelyLoad, OneThatHasOpenedNothingDeclines) {
+    auto first = loading_->start(0);
+    loading_->readers[1]->reset();
+    const auto own = error_of(loading_->start(1));
+    ASSERT_TRUE(own.has_value());
+    EXPECT_EQ(own->code, Errc::plan_not_prepared);
+    const auto error = error_of(std::move(first));
+    ASSERT_TRUE(error.has_value());
+    EXPECT_EQ(error->code, Errc::io_peer_lost);
+    EXPECT_NE(error->message().find("read_metadata"), std::string::npos) << error->message();
+}
+
+TEST_F(LonelyLoad, OneThatHasOpenedAnotherCheckpointDeclines) {
+    ASSERT_TRUE(save(make_model(8), {}, path(), {}, {small_reactor()}).has_value());
+    ASSERT_TRUE(loading_->readers[1]->read_metadata());
+    auto first = loading_->start(0);
+    const auto own = error_of(loading_->start(1));
+    ASSERT_TRUE(own.has_value());
+    EXPECT_EQ(own->code, Errc::checkpoint_foreign_attempt) << own->message();
+    EXPECT_NE(own->message().find(loading_->readers[1]->attempt()), std::string::npos)
+        << own->message();
+    const auto error = error_of(std::move(first));
+    ASSERT_TRUE(error.has_value());
+    EXPECT_EQ(error->code, Errc::io_peer_lost);
+    EXPECT_NE(error->message().find(own->detail), std::string::npos) << error->message();
+}
+
+TEST_F(LonelyLoad, OneThatIsNotReachedWhereItsPlanSaysDeclines) {
+    HuggingFaceStorageReader elsewhere(path(), options(ExchangeWay::process_memory),
+                                       small_reactor());
+    ASSERT_TRUE(elsewhere.read_metadata());
+    auto first = loading_->start(0);
+    const auto own =
+        error_of(elsewhere.async_read_data(loading_->prepared[1], *loading_->planners[1]));
+    ASSERT_TRUE(own.has_value());
+    EXPECT_NE(own->message().find("another reactor"), std::string::npos) << own->message();
     const auto error = error_of(std::move(first));
     ASSERT_TRUE(error.has_value());
     EXPECT_EQ(error->code, Errc::io_peer_lost);

@@ -325,10 +325,11 @@ TEST_F(Retention, ASwitchInAHalfRemovedCheckpointStaysWhereItsNameIsTaken) {
     ASSERT_FALSE(
         reactor->wait({.op = Opcode::rename, .path = at("step-1"), .new_path = at(hidden)}).error);
     save_steps({"step-1"});
+    const auto files = disk->list(at(hidden));
     const PruneReport report = pruned({});
     ASSERT_EQ(report.failures.size(), 1u);
     EXPECT_NE(report.failures[0].message().find(hidden), std::string::npos);
-    EXPECT_TRUE(disk->exists(at(hidden) + "/safering.manifest.json"));
+    EXPECT_EQ(disk->list(at(hidden)), files);
     EXPECT_EQ(differences(small_model(1), {1, 0}, at("step-1"), reactor), "");
 }
 

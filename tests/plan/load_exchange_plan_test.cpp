@@ -88,7 +88,8 @@ void check(const std::vector<LoadOffer>& offers, const Exchanges& exchanges, std
     for (std::uint32_t rank = 0; rank < exchanges.size(); ++rank) {
         if (!exchanges[rank])
             continue;
-        std::set<std::uint32_t> partners, named;
+        ASSERT_EQ(plan::checkpoint_of(*exchanges[rank]), offers[rank].checkpoint);
+        std::set<std::uint32_t> partners{rank}, named;
         for (const SharedCells& one : exchanges[rank]->cells) {
             partners.insert(one.takers.begin(), one.takers.end());
             if (one.owner != rank)

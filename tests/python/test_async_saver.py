@@ -2,6 +2,7 @@
 of a byte a second until that is lifted."""
 
 import signal
+import threading
 import time
 
 import pytest
@@ -13,8 +14,9 @@ from torch.distributed.tensor import Replicate, Shard
 
 import ranks
 import safering
-from safering import _native
+from safering import _native, _runtime
 from safering.torch import AsyncSaver, HuggingFaceStorageWriter, SaveLimits, reserve_staging_memory
+from safering.torch import _async_saver
 from safering.torch._dtypes import CODES
 from safering.torch._staging import stage
 from states import assert_same, load, load_full, numbers, place, random_bits, save
@@ -154,6 +156,109 @@ def test_failures_are_the_results(tmp_path):
         saver.save(state, tmp_path / "b")
     with pytest.raises(ValueError, match="share"):
         SaveLimits(processor_share=2)
+
+
+def test_other_threads_may_use_it_while_it_is_closed(tmp_path):
+    state = {"w": random_bits((1_500_000,))}
+    saver = AsyncSaver(limits=HELD_UP)
+    saver.save(state, tmp_path / "a")
+    ended = []
+    threads = [
+        threading.Thread(target=lambda: ended.append(saver.wait(TIMEOUT))),
+        threading.Thread(target=lambda: ended.append(saver.close())),
+    ]
+    for thread in threads:
+        thread.start()
+    threads[1].join(0.2)  # so that it has begun to wait; enough where it has not
+    assert threads[1].is_alive()
+    saver.lift_limits()
+    for thread in threads:
+        thread.join()
+    assert sorted(ended, key=str) == [None, True]
+    saver.close()
+    assert saver.wait(0)
+    assert_same(load(tmp_path / "a", state), state)
+
+
+@pytest.mark.parametrize("when", ["plan", "copy"])
+def test_an_interrupt_is_raised(tmp_path, monkeypatch, when):
+    state = {"w": random_bits((3000, 100))}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with AsyncSaver() as saver:
+        with monkeypatch.context() as patch:
+            patch.setattr(_async_saver, {"plan": "item_columns", "copy": "copy_to"}[when], interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                saver.save(state, tmp_path / "a")
+        assert saver.wait(TIMEOUT)
+        assert list(tmp_path.iterdir()) == []
+        saver.save(state, tmp_path / "a").result(TIMEOUT)
+    assert_same(load(tmp_path / "a", state), state)
+
+
+def interrupt_one_rank(path: str, when: str) -> str:
+    mesh = init_device_mesh("cpu", (2,))
+    full = numbers(64, 32)
+    state = {"w": place(full, mesh, [Shard(0)])}
+    name = {"plan": "item_columns", "copy": "copy_to"}[when]
+    said = ""
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with AsyncSaver() as saver:
+        original = getattr(_async_saver, name)
+        if dist.get_rank() == 1:
+            setattr(_async_saver, name, interrupted)
+        try:
+            saver.save(state, f"{path}/a").result(TIMEOUT)
+        except (KeyboardInterrupt, safering.Error) as error:
+            said = f"{type(error).__name__}: {error}"
+        setattr(_async_saver, name, original)
+        saver.save(state, f"{path}/b").result(TIMEOUT)
+    dist.barrier()
+    assert_same(load_full(f"{path}/b"), {"w": full})
+    return said
+
+
+@pytest.mark.parametrize("when", ["plan", "copy"])
+def test_an_interrupt_of_one_rank_ends_the_save_on_all(tmp_path, when):
+    first, second = ranks.run(2, interrupt_one_rank, str(tmp_path), when, timeout=TIMEOUT)
+    assert "rank 1" in first and "KeyboardInterrupt" in first
+    assert second.startswith("KeyboardInterrupt")
+    assert [file.name for file in tmp_path.iterdir()] == ["b"]
+
+
+class Mute:
+    """Another rank's end that says nothing which makes sense."""
+
+    rank, ranks = 0, 2
+
+    def __init__(self, raised: type[BaseException] | None = None) -> None:
+        self.raised = raised
+
+    def gather(self, own: bytes) -> list:
+        if self.raised:
+            raise self.raised("of the transport")
+        return ["text"]
+
+    def scatter(self, parts: list[bytes]) -> bytes:
+        return "text"
+
+
+@pytest.mark.parametrize(
+    "raised, expected", [(None, safering.Error), (OSError, safering.Error), (KeyboardInterrupt, KeyboardInterrupt)]
+)
+def test_a_transport_that_fails(tmp_path, raised, expected):
+    native = _native.AsyncSaver(
+        _runtime.reactor("automatic", _runtime.BUFFER_MEMORY), {}, False, True, "off", 0, 0.0, Mute(raised), Mute()
+    )
+    plan = _native.SavePlan(0, ["w"], [CODES[torch.uint8]], [None], [(2,)], [None])
+    with pytest.raises(expected, match="bytes" if raised is None else "of the transport"):
+        native.save(str(tmp_path / "a"), plan, lambda *_: None)
+    native.close()
 
 
 def test_staging_memory_is_reserved_reused_and_released(tmp_path):

@@ -138,6 +138,7 @@ class Dies(dcp.DefaultLoadPlanner):
 def load_failing(path, report, planner: type) -> None:
     state = empty(Shard(1))
     reader = st.HuggingFaceStorageReader(str(path), exchange="process_memory")
+    planner.reader = reader
     read = reader.read_data
 
     def told(plan, planner):
@@ -156,6 +157,20 @@ def test_rank_that_fails(saved, tmp_path):
     assert all(isinstance(one, CheckpointException) for one in found)
     assert "this rank has no memory" in (tmp_path / "0").read_text()
     assert "exchange with rank 1" in (tmp_path / "0").read_text()
+
+
+class LosesItsFiles(dcp.DefaultLoadPlanner):
+    def finish_plan(self, new_plan):
+        # As after pickling; and meanwhile the checkpoint has gone.
+        self.reader._native, self.reader.path = None, "/absent"
+        return super().finish_plan(new_plan)
+
+
+def test_rank_that_cannot_open_its_files(saved, tmp_path):
+    found = outcomes(2, load_failing, saved, tmp_path, LosesItsFiles)
+    assert all(isinstance(one, CheckpointException) for one in found)
+    assert "exchange with rank 1" in (tmp_path / "0").read_text()
+    assert "/absent" in (tmp_path / "0").read_text()
 
 
 def test_rank_that_is_killed(saved, tmp_path):

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 import safering
 from safering.torch import HuggingFaceStorageReader, HuggingFaceStorageWriter, QuantizedHuggingFaceStorageReader
-from safering.torch import _quantized, _tensors
+from safering.torch import _dequantize, _quantized, _tensors
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is")
 TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
@@ -183,7 +183,7 @@ def test_any_box_of_any_chunks(tmp_path, seed, monkeypatch):
     if seed % 2:
         monkeypatch.setattr(_quantized, "WINDOW_BYTES", 1000)  # many windows, and items that are cut
         monkeypatch.setattr(_tensors, "WINDOW_BYTES", 1000)
-        monkeypatch.setattr(_quantized, "_CPU_SLAB", 500)
+        monkeypatch.setattr(_dequantize, "_CPU_SLAB", 500)
     reader = QuantizedHuggingFaceStorageReader(str(tmp_path), 1 + seed % 3, block_size=block)
     boxes = [((0, 0), shape)] + [random_box(shape, rng) for _ in range(8)]
     boxes = list({tuple(begin): (begin, sizes) for begin, sizes in boxes}.values())
@@ -336,7 +336,7 @@ def test_mxfp4_any_box_of_any_chunks(tmp_path, seed, monkeypatch):
     if seed % 2:
         monkeypatch.setattr(_quantized, "WINDOW_BYTES", 200)
         monkeypatch.setattr(_tensors, "WINDOW_BYTES", 200)
-        monkeypatch.setattr(_quantized, "_CPU_SLAB", 100)
+        monkeypatch.setattr(_dequantize, "_CPU_SLAB", 100)
     boxes = [((0, 0, 0), tuple(expected.shape))] + [random_box(expected.shape, rng) for _ in range(8)]
     boxes = list({tuple(begin): (begin, sizes) for begin, sizes in boxes}.values())
     out = read_boxes(QuantizedHuggingFaceStorageReader(str(tmp_path)), {"x_blocks": boxes})

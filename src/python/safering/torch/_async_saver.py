@@ -126,7 +126,8 @@ class AsyncSaver:
     def save(self, state_dict: dict[str, Any], path: str | os.PathLike) -> PendingSave:
         """All ranks, in the same order. Copies this rank's tensors, which may change as soon as it returns. Missing
         parents of `path` are made. Raises at once, on all ranks, where the state dicts cannot be saved: TypeError for
-        what is no tensor, safering.Error for plans that do not fit together or an attempt that cannot be begun."""
+        what is no tensor, safering.Error for plans that do not fit together or an attempt that cannot be begun.
+        Ctrl-C is raised here when the other ranks know of it; theirs ends in an error that says so."""
         target = os.path.abspath(path)
         planner = DefaultSavePlanner()
         items: list = []
@@ -140,7 +141,7 @@ class AsyncSaver:
             plan: _native.SavePlan | str = _native.SavePlan(self._rank, *item_columns(items))
             if self._rank == 0:
                 make_directories(os.path.dirname(target))
-        except Exception as error:
+        except BaseException as error:  # the other ranks must hear of it
             failed = error
             plan = f"{type(error).__name__}: {error}"
 
@@ -178,8 +179,10 @@ class AsyncSaver:
         return Flushed(*self._native.emergency_flush(deadline))
 
     def close(self) -> None:
-        """Waits for every save. The saver cannot be used afterwards."""
+        """Waits for every save. The saver cannot be used afterwards. Other threads and signal handlers may use it until
+        then."""
         atexit.unregister(self._at_exit)
+        self.wait()
         self._native.close()
 
     def __enter__(self) -> AsyncSaver:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from typing import Any
 
 import torch
@@ -20,7 +19,7 @@ from ._dtypes import CODES, DTYPES, F4
 from ._plans import no_collection
 from ._planner import DefaultLoadPlanner
 from ._reader import HuggingFaceStorageReader, offer_of, overlaps, with_exchange
-from ._short_way import all_agree, is_exactly
+from ._short_way import all_agree, is_alone, is_exactly
 from ._state import PLAIN, flatten, is_stateful
 from ._tensors import all_plain, columns, empty_plain, is_plain, synchronize, windows
 
@@ -59,13 +58,7 @@ def load(
             process_group=process_group,
             no_dist=no_dist,
         )
-    no_dist = no_dist or not dist.is_available() or not dist.is_initialized()
-    if no_dist:
-        warnings.warn(
-            "torch.distributed is disabled, unavailable or uninitialized, assuming the intent is to load in a single "
-            "process.",
-            stacklevel=2,
-        )
+    no_dist = is_alone(no_dist, "load")
     if checkpoint_id is not None:
         storage_reader.reset(checkpoint_id)
     # All ranks in one order: what state_dict() does may be collective.
@@ -207,15 +200,14 @@ class _Load:
         return True
 
     def _read(self) -> None:
-        if self._targets is None:
-            plan = self._planner.finish_plan(with_exchange(self._plan, self._exchange))
-            self._reader.read_data(plan, self._planner).wait()
-            return
         try:
-            self._read_columns()
+            if self._targets is None:
+                plan = self._planner.finish_plan(with_exchange(self._plan, self._exchange))
+                self._reader.read_data(plan, self._planner).wait()
+            else:
+                self._read_columns()
         except BaseException as error:
-            if self._exchange is not None:
-                self._reader._native.decline(self._exchange, f"{type(error).__name__}: {error}")
+            self._reader._decline(self._exchange, error)
             raise
 
     def _read_columns(self) -> None:

@@ -160,15 +160,19 @@ class HuggingFaceStorageReader(_TorchReader):
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fills the planner's tensors; has done so when it returns. On an error they hold an unknown mixture, and
         `commit_tensor` has not been called."""
-        if self._native is None:
-            self._open()
         exchange = _entry(plan, _EXCHANGE_KEY)
         try:
+            if self._native is None:
+                self._open()
             return self._read_data(plan, planner, exchange)
         except BaseException as error:
-            if exchange is not None:
-                self._native.decline(exchange, f"{type(error).__name__}: {error}")
+            self._decline(exchange, error)
             raise
+
+    def _decline(self, exchange: bytes | None, error: BaseException) -> None:
+        """Tells ranks that wait for this one in an exchange."""
+        if exchange is not None:
+            (self._native or self._make_native()).decline(exchange, f"{type(error).__name__}: {error}")
 
     def _read_data(self, plan: LoadPlan, planner: LoadPlanner, exchange: bytes | None) -> Future[None]:
         items = plan.items

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +23,13 @@ from torch.distributed.checkpoint.storage import StorageWriter
 from torch.distributed.checkpoint.utils import _api_bc_check, _DistWrapper
 
 from .. import _native
+from ._layout import check_target
 from ._metadata import RankPlan, SavedMetadata
 from ._plans import WriteResults, no_collection
 from ._planner import DefaultSavePlanner
-from ._short_way import all_agree, is_exactly
+from ._short_way import all_agree, is_alone, is_exactly
 from ._state import LocalState, is_stateful
-from ._writer import HuggingFaceStorageWriter, check_target
+from ._writer import HuggingFaceStorageWriter
 
 __all__ = ["Save", "save"]
 
@@ -73,13 +73,7 @@ def save(
             no_dist=no_dist,
             use_collectives=use_collectives,
         )
-    no_dist = no_dist or not dist.is_available() or not dist.is_initialized()
-    if no_dist:
-        warnings.warn(
-            "torch.distributed is disabled, unavailable or uninitialized, assuming the intent is to save in a single "
-            "process.",
-            stacklevel=2,
-        )
+    no_dist = is_alone(no_dist, "save")
     if checkpoint_id is not None:
         storage_writer.reset(checkpoint_id)
     with no_collection():

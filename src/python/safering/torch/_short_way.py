@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch.distributed as dist
@@ -19,3 +20,15 @@ def all_agree(own: bool, process_group: dist.ProcessGroup | None, no_dist: bool)
     if no_dist or not (dist.is_available() and dist.is_initialized()):
         return own
     return all(_DistWrapper(process_group, True, 0).all_gather_object(own))
+
+
+def is_alone(no_dist: bool, what: str) -> bool:
+    """Whether there are no ranks to `what` with; with DCP's warning. For what its caller's caller calls."""
+    alone = no_dist or not dist.is_available() or not dist.is_initialized()
+    if alone:
+        warnings.warn(
+            f"torch.distributed is disabled, unavailable or uninitialized, assuming the intent is to {what} in a single "
+            "process.",
+            stacklevel=3,
+        )
+    return alone

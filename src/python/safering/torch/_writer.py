@@ -10,7 +10,6 @@ import dataclasses
 import json
 import logging
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,6 +24,7 @@ from torch.futures import Future
 from .. import _native, _runtime
 from .._paths import make_directories, sync_directory
 from ._dtypes import CODES
+from ._layout import LAYOUT_KEY, RankLayout, entry, newest
 from ._limits import SaveLimits
 from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
@@ -35,36 +35,7 @@ logger = logging.getLogger(__name__)
 
 __all__ = ["HuggingFaceStorageWriter"]
 
-_STORAGE_KEY = "safering"
 _ENDPOINT_KEY = "safering.endpoint"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-    """A rank's part of the layout of one save."""
-
-    target: str
-    rank: int
-    attempt: str  # begins with the time: later attempts compare greater
-    packed: bytes
-
-    def __reduce__(self) -> tuple:
-        return _receive, dataclasses.astuple(self)
-
-
-# What came to this process with a plan. With `enable_plan_caching` a rank's planner puts the plan of an
-# earlier save in place of the one that the coordinator sent, and this save's layout would be lost with it.
-_received: OrderedDict[tuple[str, int], _Storage] = OrderedDict()
-_MOST_RECEIVED = 64
-
-
-def _receive(*fields: Any) -> _Storage:
-    storage = _Storage(*fields)
-    _received[storage.target, storage.rank] = storage
-    _received.move_to_end((storage.target, storage.rank))
-    while len(_received) > _MOST_RECEIVED:
-        _received.popitem(last=False)
-    return storage
 
 
 def check_items(items: list[WriteItem]) -> None:
@@ -77,15 +48,6 @@ def check_items(items: list[WriteItem]) -> None:
             if item.tensor_data is not None and item.tensor_data.properties.dtype not in CODES
         ],
     )
-
-
-def check_target(rank: int, own: str, planned: str) -> None:
-    """All ranks must write to the directory that the coordinator planned for."""
-    if own != planned:
-        raise ValueError(
-            f"write_data: rank {rank} writes to {own}, but the coordinator planned a save to {planned}: "
-            "all ranks must give the same path, and a relative one only in the same working directory"
-        )
 
 
 class HuggingFaceStorageWriter(_TorchWriter):
@@ -157,7 +119,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         #: How the last save that this process committed went: path, files, tensor_bytes, backend, notes, ...
         self.report: dict[str, Any] | None = None
         self._native: _native.Writer | None = None
-        self._prepared: list[_Storage] = []
+        self._prepared: list[RankLayout] = []
 
     def __getstate__(self) -> dict[str, Any]:
         # An attempt in progress stays with the process that began it.
@@ -199,25 +161,25 @@ class HuggingFaceStorageWriter(_TorchWriter):
             _native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(full)
         ]
         for native_plan, plan in zip(native_plans, plans):
-            native_plan.endpoint = _entry(plan, _ENDPOINT_KEY) or ""
+            native_plan.endpoint = entry(plan, _ENDPOINT_KEY) or ""
         return [
-            dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={_STORAGE_KEY: storage})
-            for plan, storage in zip(plans, self._begin(native_plans))
+            dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={LAYOUT_KEY: layout})
+            for plan, layout in zip(plans, self._begin(native_plans))
         ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Writes and fsyncs this rank's items; has done so when it returns. Ctrl-C ends it early and cleanly."""
-        storage = _entry(plan, _STORAGE_KEY)
+        layout = entry(plan, LAYOUT_KEY)
         try:
-            storage = self._find_storage(plan)
-            if storage is None:  # called by hand, without a coordinator
+            layout = newest(layout, self._prepared, self._target, self.rank or 0)
+            if layout is None:  # called by hand, without a coordinator
                 plan = self.prepare_global_plan([plan])[0]
-                storage = self._prepared[0]
-            native_plan = _native_plan(plan, storage)
+                layout = self._prepared[0]
+            native_plan = layout.native_plan(plan)
             tensors = _resolve(plan.items, planner)
         except BaseException as error:
-            if storage is not None:
-                self._decline(_native_plan(plan, storage), error)
+            if layout is not None:
+                self._decline(layout.native_plan(plan), error)
             raise
         packed = self._write_plan(native_plan, tensors)
         future: Future[list[WriteResult]] = Future()
@@ -266,7 +228,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             return ""
         return _runtime.reactor(self.backend, self.buffer_memory).endpoint()
 
-    def _begin(self, native_plans: list[_native.SavePlan]) -> list[_Storage]:
+    def _begin(self, native_plans: list[_native.SavePlan]) -> list[RankLayout]:
         """Coordinator: makes the attempt. Each rank's part of the layout."""
         target = self._target
         make_directories(os.path.dirname(target))
@@ -274,7 +236,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         self._native = self._make_native(_alone() if self._sharded and len(native_plans) == 1 else None)
         storages = self._native.prepare_global_plan(native_plans)
         self._prepared = [
-            _Storage(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
+            RankLayout(target, rank, attempt, packed) for rank, (attempt, packed) in enumerate(storages)
         ]
         return self._prepared
 
@@ -303,18 +265,6 @@ class HuggingFaceStorageWriter(_TorchWriter):
             self._native = self._make_native()
         return self._native
 
-    def _find_storage(self, plan: SavePlan) -> _Storage | None:
-        given = _entry(plan, _STORAGE_KEY)
-        rank = given.rank if given is not None else (self.rank or 0)
-        found = [given, _received.pop((self._target, rank), None)]
-        found += [storage for storage in self._prepared if storage.rank == rank]
-        found = [storage for storage in found if storage is not None and storage.target == self._target]
-        if given is not None and not found:
-            # Of this save or, with a cached plan, of an earlier one.
-            planned = max((one for one in (given, *_received.values()) if one.rank == rank), key=_attempt).target
-            check_target(rank, self._target, planned)
-        return max(found, key=_attempt, default=None)
-
     def _write_plan(self, native_plan: _native.SavePlan, tensors: list[torch.Tensor]) -> bytes:
         """Plain tensors all at once, from where they lie, in exchange with the ranks of this host; the others in
         windows of copies, one being made while the one before it is written."""
@@ -335,12 +285,6 @@ class HuggingFaceStorageWriter(_TorchWriter):
                 self._decline(native_plan, error)
             raise
         return native.results()
-
-
-def _native_plan(plan: SavePlan, storage: _Storage) -> _native.SavePlan:
-    native_plan = _native.SavePlan(storage.rank, *item_columns(plan.items))
-    native_plan.set_storage(storage.packed)
-    return native_plan
 
 
 @no_collection()
@@ -377,14 +321,6 @@ def _to_plain(tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], set[torc
     """With copies of those that are not plain, and the devices that these come from."""
     devices = {tensor.device for tensor in tensors if not is_plain(tensor)}
     return [tensor if is_plain(tensor) else to_plain(tensor) for tensor in tensors], devices
-
-
-def _entry(plan: SavePlan, key: str) -> Any:
-    return plan.storage_data.get(key) if isinstance(plan.storage_data, dict) else None
-
-
-def _attempt(storage: _Storage) -> str:
-    return storage.attempt
 
 
 def _alone() -> tuple[int, int] | None:
