@@ -7,6 +7,7 @@ here; its load begins after the files have left the page cache and ends when eve
 touched, since some map files and read nothing before that. Memory is touched before each timed part.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -61,8 +62,6 @@ def dcp_load(package):
 
 
 def classes(package):
-    import importlib
-
     return importlib.import_module(package)
 
 
@@ -135,26 +134,6 @@ def streamer_load(_, directory):
         return dict(streamer.get_tensors())
 
 
-def aio_handle():
-    from deepspeed.ops.op_builder import AsyncIOBuilder
-
-    block, depth = 1 << 20, 32
-    return AsyncIOBuilder().load(verbose=False).aio_handle(block, depth, False, True, os.cpu_count() or 1)
-
-
-def aio_save(state, directory):
-    handle = aio_handle()  # a file a tensor, as its offloading to disks has it
-    for index, tensor in enumerate(state.values()):
-        handle.sync_pwrite(tensor, str(directory / f"{index}.bin"))
-
-
-def aio_load(target, directory):
-    handle = aio_handle()
-    for index, tensor in enumerate(target.values()):
-        handle.sync_pread(tensor, str(directory / f"{index}.bin"))
-    return target
-
-
 PEERS = {peer.name: peer for peer in (
     Peer("safering, DCP", "safering.torch", dcp_save("safering.torch"), dcp_load("safering.torch"), durable=True),
     Peer("safering, one file", "safering.torch", safering_file_save, safering_file_load, durable=True),
@@ -164,7 +143,6 @@ PEERS = {peer.name: peer for peer in (
     Peer("torch_checkpointing", "torch_checkpointing", checkpointing_save, checkpointing_load),
     Peer("fastsafetensors", "fastsafetensors", fast_save, fast_load),
     Peer("Run:ai model streamer", "runai_model_streamer", None, streamer_load),
-    Peer("DeepSpeed aio", "deepspeed.ops.op_builder", aio_save, aio_load),
 )}
 OURS = {name for name in PEERS if name.startswith("safering")}
 
@@ -221,8 +199,6 @@ def run(job):
 def main():
     warnings.filterwarnings("ignore")
     job = json.loads(sys.argv[1])
-    import importlib
-
     try:
         importlib.import_module(PEERS[job["peer"]].module)
     except ImportError as error:

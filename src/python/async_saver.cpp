@@ -18,6 +18,13 @@ py::list to_list(const std::vector<std::vector<std::byte>>& parts) {
     return out;
 }
 
+py::list to_paths(const std::vector<std::string>& paths) {
+    py::list out;
+    for (const std::string& path : paths)
+        out.append(to_path(path));
+    return out;
+}
+
 std::vector<std::byte> to_vector(const py::bytes& bytes) {
     const auto span = to_span(bytes);
     return {span.begin(), span.end()};
@@ -209,7 +216,7 @@ class Saver {
             const py::gil_scoped_release release;
             flushed = saver->emergency_flush(to_duration(seconds));
         }
-        return py::make_tuple(flushed.saved, flushed.abandoned);
+        return py::make_tuple(to_paths(flushed.saved), to_paths(flushed.abandoned));
     }
 
   private:

@@ -43,6 +43,8 @@ Dtype to_dtype(py::handle code);
 ExchangeWay to_way(const std::string& text);
 /// UTF-8; a name that holds lone surrogates is an error that says so.
 std::string to_text(py::handle text);
+/// A path as Python has it. It need not be UTF-8, like any name of the system's; the other way round it comes as bytes.
+py::object to_path(const std::string& path);
 std::span<const std::byte> to_span(const py::bytes& bytes);
 py::bytes to_bytes_object(const std::vector<std::byte>& bytes);
 std::vector<WriteResults> to_results(const std::vector<py::bytes>& packed);

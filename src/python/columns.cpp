@@ -56,6 +56,11 @@ ExchangeWay to_way(const std::string& text) {
                           text + "'");
 }
 
+py::object to_path(const std::string& path) {
+    return py::reinterpret_steal<py::object>(
+        PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<py::ssize_t>(path.size())));
+}
+
 std::string to_text(py::handle text) {
     Py_ssize_t size = 0;
     const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);

@@ -24,7 +24,7 @@ void save(const std::string& path, const py::list& names, const TensorColumns& t
 
 py::dict to_dict(const SaveReport& report) {
     py::dict out;
-    out["path"] = report.path;
+    out["path"] = to_path(report.path);
     out["files"] = report.files;
     out["tensor_bytes"] = report.tensor_bytes;
     out["notes"] = report.notes;

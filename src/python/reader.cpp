@@ -41,7 +41,7 @@ class Reader {
         }
         py::list files;
         for (const std::string& file : metadata_.files)
-            files.append(file);
+            files.append(to_path(file));
         py::list tensors;
         for (const auto& [fqn, tensor] : metadata_.tensors) {
             py::list chunks;

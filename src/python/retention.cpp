@@ -7,12 +7,6 @@ namespace safering::python {
 
 namespace {
 
-// A name need not be UTF-8, like any of the system's.
-py::object to_path(const std::string& text) {
-    return py::reinterpret_steal<py::object>(
-        PyUnicode_DecodeFSDefaultAndSize(text.data(), static_cast<py::ssize_t>(text.size())));
-}
-
 py::dict to_dict(const StepCheckpoint& checkpoint) {
     py::list others;
     for (const std::string& other : checkpoint.others)

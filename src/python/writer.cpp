@@ -195,7 +195,7 @@ py::list describe(const py::bytes& packed) {
 
 py::dict to_dict(const SaveReport& report) {
     py::dict out;
-    out["path"] = report.path;
+    out["path"] = to_path(report.path);
     out["attempt"] = report.attempt;
     out["files"] = report.files;
     out["tensor_bytes"] = report.tensor_bytes;

@@ -15,12 +15,14 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors import safe_open
 from torch.distributed.checkpoint._hf_utils import _HFStorageInfo
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystem
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType, AsyncSaveResponse
 from torch.distributed.tensor import Shard, init_device_mesh
 
+import safering.torch
 from ranks import run
 from states import (
     LAYOUTS,
@@ -330,6 +332,46 @@ def test_metadata_is_torchs(tmp_path, layout):
 def test_load_from_keys(tmp_path):
     save(tmp_path, small_state())
     assert_same(load_keys(tmp_path, {"a.weight", "s"}), {k: v for k, v in small_state().items() if k != "b"})
+
+
+@pytest.mark.parametrize(
+    "keys, names",
+    [
+        ({"model"}, ["model.layers.0.w", "model.layers.10.w", "model.norm"]),
+        ({"model.layers.1"}, []),  # whole parts of a name only
+        ({"model.layers.10", "top"}, ["model.layers.10.w", "top"]),
+        (None, ["model.layers.0.w", "model.layers.10.w", "model.norm", "top"]),
+    ],
+)
+def test_load_from_prefixes(tmp_path, keys, names):
+    """torch's reader ends in an AttributeError for a key that is no whole name."""
+    state = {"model.layers.0.w": numbers(3), "model.layers.10.w": numbers(2), "model.norm": numbers(1), "top": numbers(4)}
+    save(tmp_path, state)
+    assert_same(load_keys(tmp_path, keys), {name: state[name] for name in names})
+
+
+def test_paths_that_are_not_utf8(tmp_path):
+    state = small_state()
+    base = tmp_path / os.fsdecode(b"r\xffun")
+    for layout, options in LAYOUTS.items():
+        save(base / layout, state, **options)
+        assert_same(load(base / layout, state), state)
+    writer = SAFERING.writer(base / "asked")
+    safering.torch.save(state, storage_writer=writer, no_dist=True)
+    assert writer.report["path"] == str(base / "asked")
+    loaded = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
+    safering.torch.load(loaded, storage_reader=SAFERING.reader(base / "asked"), no_dist=True)
+    assert_same(loaded, state)
+    with safering.torch.AsyncSaver() as saver:
+        assert saver.save(state, base / "async").result(60)["path"] == str(base / "async")
+        saver.save(state, base / "flushed")
+        flushed = saver.emergency_flush(60)
+    assert flushed.saved in ([], [str(base / "flushed")]) and flushed.abandoned == []
+    assert_same(load(base / "flushed", state), state)
+    safering.torch.consolidate_safetensors_files(str(base / "sharded"), str(base / "whole"))
+    assert_same(load(base / "whole", state), state)
+    with pytest.raises(CheckpointException, match="absent"):
+        load(base / "absent", state)
 
 
 def test_nested_state(tmp_path):

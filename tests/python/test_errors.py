@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import errno
+import io
 import json
 import multiprocessing
 import os
 import pathlib
 import pickle
+import re
 import resource
 import signal
 import subprocess
@@ -22,9 +25,12 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import LoadItemType
 from torch.distributed.tensor import Shard, init_device_mesh
 
 import safering
+import safering.torch
 from ranks import RankDied, outcomes, run
 from states import LAYOUTS, SAFERING, State, assert_same, load, numbers, place, save
 
@@ -89,6 +95,40 @@ def test_objects(tmp_path, layout):
     kind, message = told[1]
     assert kind == "TypeError" and "'epoch'" in message
     assert os.listdir(tmp_path) == []
+
+
+class AsBytes(DefaultLoadPlanner):
+    """Wants `a` as an object."""
+
+    def create_local_plan(self):
+        plan = super().create_local_plan()
+        items = [dataclasses.replace(i, type=LoadItemType.BYTE_IO) if i.dest_index.fqn == "a" else i for i in plan.items]
+        return dataclasses.replace(plan, items=items)
+
+
+def load_objects(path, function, planner, value) -> dict:
+    state = {name: torch.zeros_like(tensor) for name, tensor in WHOLE.items()}
+    if dist.get_rank() == 1 and value is not None:
+        state["a"] = value
+    return failures_of(function, state, storage_reader=SAFERING.reader(str(path)), planner=planner)
+
+
+@pytest.mark.parametrize(
+    "function, planner, value, kind",
+    [
+        (safering.torch.load, None, io.BytesIO(b"x"), "TypeError"),
+        (safering.torch.load, safering.torch.DefaultLoadPlanner(), 7, "TypeError"),
+        (dcp.load, safering.torch.DefaultLoadPlanner(), b"x", "TypeError"),
+        (dcp.load, AsBytes(), None, "TypeError"),
+        (dcp.load, None, 7, "ValueError"),  # torch's planner finds it first
+    ],
+)
+def test_objects_to_load(tmp_path, function, planner, value, kind):
+    save(tmp_path / "c", WHOLE)
+    told = agreed(run(2, load_objects, tmp_path / "c", function, planner, value))
+    assert told.keys() == ({0, 1} if value is None else {1})
+    assert told[1][0] == kind and re.search(r"\ba\b", told[1][1])
+    assert_old_is_whole(tmp_path / "c")
 
 
 def save_unmapped(path, options: dict) -> dict:
@@ -303,6 +343,16 @@ def small_disk(tmp_path):
     yield directory
     # Lazily: an exception that lives on in a cycle of references may hold a writer, and that its attempt.
     subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def test_a_mount_point_is_no_target(small_disk):
+    with pytest.raises(CheckpointException, match=f"{small_disk}.*a file system is mounted here.*inside the mount"):
+        save(small_disk, WHOLE)
+    assert os.listdir(small_disk) == [] and os.listdir(small_disk.parent) == [small_disk.name]
+    with pytest.raises(RuntimeError, match="a file system is mounted here"), safering.torch.AsyncSaver() as saver:
+        saver.save(WHOLE, small_disk).result(60)
+    save(small_disk / "c", WHOLE)
+    assert_old_is_whole(small_disk / "c")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

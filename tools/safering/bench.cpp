@@ -245,7 +245,8 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action) {
                      "Size of a request and of a buffer, at most 4MiB (4MiB)");
     command
         ->add_option("--depth", arguments->depth,
-                     "Buffers of each rank: requests in flight that copy (8)")
+                     fmt::format("Buffers of each rank: requests in flight that copy ({})",
+                                 ReactorOptions{}.buffer_count))
         ->check(CLI::Range(1, 64))
         ->type_name("N");
     command

@@ -297,7 +297,7 @@ class AsyncSaver:
         self, reactor: Reactor, mapping: dict[str, int], sharded: bool, digests: bool, exchange: str,
         bytes_per_second: int, processor_share: float, foreground: _Collectives | None, background: _Collectives | None,
     ) -> None: ...
-    def save(self, path: str, plan: SavePlan | str, fill: Callable[[list[int], list[int]], None]) -> PendingSave:
+    def save(self, path: str | bytes, plan: SavePlan | str, fill: Callable[[list[int], list[int]], None]) -> PendingSave:
         """`plan`: or why this rank has none. `fill(positions, addresses)`."""
 
     def cancel(self) -> None: ...

@@ -150,7 +150,7 @@ class AsyncSaver:
             copy_to(own, addresses, lambda i: _view(own[i], addresses[i]))
 
         try:
-            return PendingSave(self._native.save(target, plan, fill), target)
+            return PendingSave(self._native.save(os.fsencode(target), plan, fill), target)
         except BaseException as error:
             if failed is not None:
                 raise failed from error

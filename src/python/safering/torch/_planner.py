@@ -11,6 +11,7 @@ from collections import ChainMap
 from typing import Any
 
 import torch
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner as _TorchLoadPlanner
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner as _TorchSavePlanner
 from torch.distributed.checkpoint.default_planner import (
@@ -80,6 +81,7 @@ class DefaultLoadPlanner(_TorchLoadPlanner):
     """torch's DefaultLoadPlanner, with the same arguments."""
 
     def create_local_plan(self) -> LoadPlan:
+        self._refuse_objects()
         if self.metadata is None or not self.state_dict.keys() >= self.metadata.state_dict_metadata.keys():
             return super().create_local_plan()  # where keys are missing, torch looks for those of older versions
         items: list[ReadItem] = []
@@ -100,6 +102,16 @@ class DefaultLoadPlanner(_TorchLoadPlanner):
                         {fqn: value}, self.metadata, not self.allow_partial_load
                     ).items
         return LoadPlan(items)
+
+    def _refuse_objects(self) -> None:
+        """What is a tensor in the checkpoint can be loaded into a tensor only."""
+        stored = self.metadata.state_dict_metadata if self.metadata is not None else {}
+        for fqn, value in self.state_dict.items():
+            if not isinstance(value, (torch.Tensor, ShardedTensor)) and isinstance(stored.get(fqn), TensorStorageMetadata):
+                raise TypeError(
+                    f"{fqn!r} is a tensor in the checkpoint and {type(value).__name__} in the state dict; load it into a "
+                    "tensor, or leave it out"
+                )
 
 
 def _origin(rank: int, _known: dict[int, torch.Size] = {}) -> torch.Size:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -20,12 +20,13 @@ from torch.distributed.checkpoint.metadata import (
     TensorProperties,
     TensorStorageMetadata,
 )
-from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner, ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPlanner, ReadItem
 from torch.futures import Future
 
 from .. import _native, _runtime
 from ._dtypes import CODES, DTYPES, F4, stored_shape, torch_shape
 from ._plans import no_collection
+from ._state import listed
 from ._tensors import columns, empty_plain, is_plain, nbytes, synchronize, windows
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,14 @@ __all__ = ["HuggingFaceStorageReader"]
 
 _OFFER_KEY = "safering.offer"
 _EXCHANGE_KEY = "safering.exchange"
+
+
+class _FlatPath(tuple):
+    """A name's place in a state dict that is flat. Iterated it gives the parts of the name, for DCP adds those up to
+    see whether one of `keys` is a prefix."""
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self[0].split("."))
 
 
 class HuggingFaceStorageReader(_TorchReader):
@@ -125,14 +134,18 @@ class HuggingFaceStorageReader(_TorchReader):
         metadata = Metadata(
             state_dict_metadata=state_dict_metadata,
             # Where each entry stands in a nested state dict: names are flat here.
-            planner_data={fqn: (fqn,) for fqn in state_dict_metadata},
+            planner_data={fqn: _FlatPath((fqn,)) for fqn in state_dict_metadata},
             storage_data=storage_data,
         )
         metadata.storage_meta = StorageMeta(load_id=self.load_id)
         return metadata
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """Adds what this rank would read, where there are others."""
+        """Adds what this rank would read, where there are others. TypeError for what a planner of somebody's own wants
+        as bytes."""
+        objects = [item.dest_index.fqn for item in plan.items if item.type is LoadItemType.BYTE_IO]
+        if objects:
+            raise TypeError(f"safetensors holds tensors only, and these are to be loaded as objects: {listed(objects)}")
         plan = super().prepare_local_plan(plan)
         if not self._offers():
             return plan
@@ -223,7 +236,7 @@ class HuggingFaceStorageReader(_TorchReader):
 
     def _make_native(self) -> _native.Reader:
         return _native.Reader(
-            os.fspath(self.path),
+            os.fsencode(self.path),
             _runtime.reactor(self.backend, self.buffer_memory),
             self.verification,
             self.strict,

@@ -191,13 +191,13 @@ def refuse(objects: list[str], dtypes: list[str]) -> None:
     """TypeError that names entries which are no tensors, or of no dtype that the format has."""
     if objects:
         raise TypeError(
-            f"safetensors holds tensors only, and these entries of the state dict are none: {_listed(objects)}. "
+            f"safetensors holds tensors only, and these entries of the state dict are none: {listed(objects)}. "
             "Leave them out, or save them as tensors"
         )
     if dtypes:
-        raise TypeError(f"safetensors has no such dtype: {_listed(dtypes)}. Convert them before saving")
+        raise TypeError(f"safetensors has no such dtype: {listed(dtypes)}. Convert them before saving")
 
 
-def _listed(names: list[str], most: int = 5) -> str:
+def listed(names: list[str], most: int = 5) -> str:
     shown = ", ".join(repr(name) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"

@@ -250,7 +250,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
 
     def _make_native(self, alone: tuple[int, int] | None = None) -> _native.Writer:
         return _native.Writer(
-            self._target,
+            os.fsencode(self._target),
             _runtime.reactor(self.backend, self.buffer_memory),
             self.fqn_to_index_mapping or {},
             self._sharded,
