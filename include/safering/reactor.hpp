@@ -60,7 +60,7 @@ struct ReactorOptions {
     /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated when
     /// they are first used.
     std::size_t buffer_bytes = std::size_t{4} << 20;
-    unsigned buffer_count = 8;
+    unsigned buffer_count = 12;
 };
 
 /// Which backend runs and why; what `safering probe` prints and every save reports.

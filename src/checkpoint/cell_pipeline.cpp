@@ -9,9 +9,20 @@
 
 namespace safering::checkpoint {
 
+namespace {
+
+// A disk may end all that it has at once, and then waits for the first copy: so a third of the buffers are kept
+// loaded, to be handed over before any copy is made.
+std::size_t most_in_transfer(std::size_t buffers) {
+    return buffers - buffers / 3;
+}
+
+} // namespace
+
 CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress, std::stop_token stop)
     : reactor_(reactor), op_(op), progress_(std::move(progress)), stop_(std::move(stop)),
-      timer_(reactor.executor()) {}
+      most_in_transfer_(most_in_transfer(reactor.info().buffer_count)), timer_(reactor.executor()) {
+}
 CellPipeline::~CellPipeline() = default;
 
 Result<void> CellPipeline::make_buffers(Reactor& reactor) {
@@ -147,12 +158,25 @@ void CellPipeline::load_next(BufferPool::Buffer buffer) {
 }
 
 void CellPipeline::finish_loading(const std::shared_ptr<Cell>& cell) {
+    loaded_.push_back(cell);
+    begin_transfers();
     --in_flight_;
-    if (!error_ && !cell->transfers.empty()) {
-        submit_transfers(cell);
-    } else {
-        ended_.push_back(cell);
-        schedule_turn();
+}
+
+void CellPipeline::begin_transfers() {
+    while (!loaded_.empty()) {
+        const bool idle = error_ || loaded_.front()->transfers.empty();
+        if (!idle && in_transfer_ == most_in_transfer_)
+            return;
+        const std::shared_ptr<Cell> cell = std::move(loaded_.front());
+        loaded_.pop_front();
+        if (idle) {
+            ended_.push_back(cell);
+            schedule_turn();
+        } else {
+            ++in_transfer_;
+            submit_transfers(cell);
+        }
     }
 }
 
@@ -198,7 +222,9 @@ void CellPipeline::end_transfer(const std::shared_ptr<Cell>& cell, ByteRange ran
         submit_transfers(cell);
         return;
     }
+    --in_transfer_;
     ended_.push_back(cell);
+    begin_transfers(); // before the copies of the turn
     schedule_turn();
 }
 

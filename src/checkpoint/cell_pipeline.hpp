@@ -2,7 +2,8 @@
 // and image, transfer, release. What a save and a load have in common.
 //
 //   1. A buffer from the pool and the next cell meet in load(), which says what to transfer; a save fills the
-//      image in it. The transfers go to the reactor as one batch.
+//      image in it. The transfers go to the reactor as one batch, at once while fewer than two thirds of the buffers
+//      are in transfer; the others wait, loaded, for one that ends.
 //   2. When the last has ended, the cell waits for its turn in unload(); a load checks and copies out there. It may
 //      keep the buffer for others who copy out of it, while the loop goes on with those that are left.
 //   3. A turn unloads one cell and loads one into the buffer that became free (unless others wait for it):
@@ -129,6 +130,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     void turn(BufferPool::Buffer buffer = {});
     void schedule_turn();
     void load_next(BufferPool::Buffer buffer);
+    void begin_transfers();
     void submit_transfers(const std::shared_ptr<Cell>& cell);
     Unloaded end_cell(const std::shared_ptr<Cell>& cell);
     void settle_cell(const Cell& cell);
@@ -142,6 +144,10 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     std::size_t file_ = 0;
     std::size_t in_flight_ = 0;
     std::uint64_t done_bytes_ = 0;
+    // Cells on their way to the disk: loaded, in transfer, and ended.
+    const std::size_t most_in_transfer_;
+    std::size_t in_transfer_ = 0;
+    std::deque<std::shared_ptr<Cell>> loaded_;
     std::deque<std::shared_ptr<Cell>> ended_;
     bool acquiring_ = false;
     boost::asio::steady_timer timer_;

@@ -6,6 +6,7 @@
 
 #include "checkpoint/check_source.hpp"
 #include "checkpoint/planned_box.hpp"
+#include "io/on_threads.hpp"
 #include "io/staging_pool.hpp"
 #include "plan/staging_layout.hpp"
 
@@ -81,10 +82,7 @@ void copy_pieces(std::span<const StagingPiece> pieces) {
     // As many as fill a memory controller.
     const std::size_t threads =
         std::min<std::size_t>({std::max(1u, std::thread::hardware_concurrency()), 4, ends.size()});
-    std::vector<std::jthread> helpers;
-    for (std::size_t t = 1; t < threads; ++t)
-        helpers.emplace_back(work);
-    work();
+    on_threads(threads, work);
 }
 
 Result<void> copy_items(std::uint32_t rank, std::span<const WriteItem> items,

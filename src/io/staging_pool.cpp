@@ -1,15 +1,16 @@
 #include "io/staging_pool.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <thread>
-#include <vector>
 
 #include <sys/mman.h>
 
 #include <safering/byte_range.hpp>
 
 #include "io/huge_memory.hpp"
+#include "io/on_threads.hpp"
 
 namespace safering::io {
 
@@ -35,25 +36,18 @@ bool populate(std::byte* memory, std::size_t bytes) {
 
 // Zeroing a huge page keeps one core busy; so many as fill a memory controller share the work.
 bool populate_together(std::byte* memory, std::size_t bytes) {
-    const std::size_t threads = std::clamp<std::size_t>(
-        std::min<std::size_t>(std::thread::hardware_concurrency(), bytes / (64 * huge_page)), 1, 4);
-    const std::size_t part = round_up(bytes / threads, huge_page);
-    std::vector<char> done(threads, 0);
-    {
-        std::vector<std::jthread> helpers;
-        for (std::size_t t = 0; t < threads; ++t) {
-            const std::size_t begin = std::min(t * part, bytes);
-            const std::size_t end = t + 1 == threads ? bytes : std::min(begin + part, bytes);
-            const auto work = [&done, t, memory, begin, end] {
-                done[t] = begin == end || populate(memory + begin, end - begin);
-            };
-            if (t + 1 == threads)
-                work();
-            else
-                helpers.emplace_back(work);
-        }
-    }
-    return std::ranges::find(done, 0) == done.end();
+    constexpr std::size_t part = 16 * huge_page;
+    std::atomic<std::size_t> next = 0;
+    std::atomic<bool> good = true;
+    on_threads(std::clamp<std::size_t>(
+                   std::min<std::size_t>(std::thread::hardware_concurrency(), bytes / part), 1, 4),
+               [&] {
+                   for (std::size_t at = next.fetch_add(part); at < bytes && good;
+                        at = next.fetch_add(part))
+                       if (!populate(memory + at, std::min(part, bytes - at)))
+                           good = false;
+               });
+    return good;
 }
 
 } // namespace

@@ -8,7 +8,7 @@ import threading
 from . import _native
 
 #: Memory of a reactor's buffer pool, bytes.
-BUFFER_MEMORY = 32 << 20
+BUFFER_MEMORY = 48 << 20
 
 _lock = threading.Lock()
 _reactors: dict[tuple[str, int], _native.Reactor] = {}

@@ -42,9 +42,9 @@ def load(
     ranks of the group call it; the tensors of `state_dict` are filled, and on an error hold an unknown mixture.
 
     With `safering.torch.HuggingFaceStorageReader` and a default planner (none, torch's or safering's) plans stay in
-    native code, if on all ranks. Of a planner that is given nothing is set then, and the reader gets no `storage_data`. ShardedTensors,
-    tensors on the meta device, and entries that are no tensors go DCP's way. Everything else (other readers and
-    planners) goes to torch's function as it is.
+    native code, if on all ranks. Of a planner that is given nothing is set then, and the reader gets no
+    `storage_data`. ShardedTensors, tensors on the meta device, and entries that are no tensors go DCP's way. Everything
+    else (other readers and planners) goes to torch's function as it is.
 
     Raises:
         CheckpointException: on all ranks, with the failure of each rank that has one: RuntimeError for a tensor that

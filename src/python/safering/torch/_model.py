@@ -85,7 +85,8 @@ def _duplicates(state_dict: dict[str, torch.Tensor], preferred: Collection[str])
         holders = [
             name
             for name in names
-            if spans[name] == whole and state_dict[name].numel() * state_dict[name].element_size() == whole[1] - whole[0]
+            if spans[name] == whole
+            and state_dict[name].numel() * state_dict[name].element_size() == whole[1] - whole[0]
         ]
         if not holders:
             raise RuntimeError(

@@ -254,7 +254,11 @@ class HuggingFaceStorageReader(_TorchReader):
 def _columns(items: list[ReadItem], codes: list[int]) -> tuple:
     """Of _native.Reader: fqns, chunk_offsets, chunk_hints, storage_offsets, lengths."""
     sources = [item.storage_index for item in items]
-    shapes = [source.offset for source in sources], [item.storage_offsets for item in items], [item.lengths for item in items]
+    shapes = (
+        [source.offset for source in sources],
+        [item.storage_offsets for item in items],
+        [item.lengths for item in items],
+    )
     if F4 in codes:
         shapes = tuple([stored_shape(tuple(shape), code) for shape, code in zip(column, codes)] for column in shapes)
     places, offsets, lengths = shapes

@@ -51,8 +51,9 @@ def save(
 
     With `safering.torch.HuggingFaceStorageWriter` and a default planner (none, torch's or safering's, without plan
     caching and without `dedup_save_to_lowest_rank`) ranks exchange a few bytes for each tensor instead of objects;
-    what is on the disk is the same. If one rank has another writer or planner, all go DCP's way. Of a planner that is given only `state_dict`, `mappings`, `is_coordinator` and, on
-    the coordinator, `metadata` are set. Everything else goes to torch's function as it is.
+    what is on the disk is the same. If one rank has another writer or planner, all go DCP's way. Of a planner that is
+    given only `state_dict`, `mappings`, `is_coordinator` and, on the coordinator, `metadata` are set. Everything else
+    goes to torch's function as it is.
 
     `Save` has its phases one by one.
 

@@ -1,0 +1,25 @@
+#pragma once
+
+#include <cstddef>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+namespace safering {
+
+/// Runs `work` on this thread and on `threads` - 1 others, or on fewer where a container grants no more: so it
+/// takes its share of the work from a counter. All have returned when this does. `work` must not throw.
+template <typename Work>
+void on_threads(std::size_t threads, const Work& work) {
+    std::vector<std::jthread> others;
+    others.reserve(threads);
+    try {
+        while (others.size() + 1 < threads)
+            others.emplace_back([&work] { work(); });
+    } catch (const std::system_error&) {
+        // Those that are there do all of it.
+    }
+    work();
+}
+
+} // namespace safering
