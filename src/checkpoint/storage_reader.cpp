@@ -8,6 +8,7 @@
 #include "checkpoint/deliver.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/load_offer.hpp"
+#include "checkpoint/metrics.hpp"
 #include "checkpoint/read_job.hpp"
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
@@ -78,6 +79,8 @@ struct HuggingFaceStorageReader::Impl {
                                   .stop = stop.get_token(),
                                   .exchange = exchange,
                                   .on_mismatch = {}});
+        if (!job)
+            metrics::add_read({}, metrics::Outcome::failed);
         if (!job && exchange)
             tell(plan, job.error().message());
         return job;
