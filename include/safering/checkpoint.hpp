@@ -5,6 +5,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <stop_token>
 #include <string>
 #include <utility>
@@ -45,6 +46,7 @@ struct CheckpointInfo {
     /// Of stored tensors that several items of the save wrote, with digests: the boxes of those items, in the stored
     /// tensor, by name and place (that of the chunk in Metadata).
     std::map<MetadataIndex, std::vector<ChunkStorageMetadata>> saved_boxes{};
+};
 
 /// Reads headers, manifest and index. Errors as HuggingFaceStorageReader::read_metadata.
 SAFERING_API Result<CheckpointInfo> inspect_checkpoint(const std::string& path, Reactor& reactor,
@@ -110,6 +112,15 @@ SAFERING_API Result<CompareReport> compare_checkpoints(const std::string& first,
                                                        const std::string& second, Reactor& reactor,
                                                        const CompareOptions& options = {});
 
+/// A rule for names. `prefix`: what begins with `from` begins with `to` instead. `regex`: what `from` (ECMAScript,
+/// as in std::regex) finds anywhere in a name becomes `to`, where $1 is the first group; once, or each time.
+struct Rename {
+    enum class Kind : std::uint8_t { prefix, regex_once, regex_all };
+    Kind kind = Kind::prefix;
+    std::string from{};
+    std::string to{};
+};
+
 struct ConvertOptions {
     /// At most one of the three; none: one file. files: so many output files of about equal size.
     /// max_file_bytes: as many as needed, each at most this large unless a single tensor is larger.
@@ -118,6 +129,15 @@ struct ConvertOptions {
     std::uint32_t files = 0;
     std::uint64_t max_file_bytes = 0;
     FqnToIndexMapping fqn_to_index_mapping{};
+    /// F16, BF16, F32 or F64: what tensors of these dtypes become, rounded to nearest, ties to even; a note of the
+    /// report counts finite values that became infinite. All other tensors stay, and so do those whose names
+    /// (in the source) match one of the globs (fnmatch) of keep_dtype.
+    std::optional<Dtype> dtype{};
+    std::vector<std::string> keep_dtype{};
+    /// Each is applied to what those before it made of a name. One that changes no name is an error, plan_bad_name,
+    /// as are two tensors that get one name, a pattern that is none, and a name that becomes empty. The mapping
+    /// above has the new names.
+    std::vector<Rename> renames{};
     /// Memory for tensor data under way, at most (two windows of half of it each).
     std::uint64_t memory_bytes = std::uint64_t{256} << 20;
     std::function<void(std::uint64_t, std::uint64_t)> progress{};

@@ -12,11 +12,11 @@
 #include <fmt/format.h>
 
 #include "checkpoint/convert_files.hpp"
+#include "checkpoint/convert_window.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/windows.hpp"
 #include "io/huge_memory.hpp"
-#include "plan/box.hpp"
 
 namespace safering {
 
@@ -27,57 +27,15 @@ namespace {
 // A window of one of several ranks, at least: below, asking costs more than the bytes.
 constexpr std::uint64_t least_shared_window = std::uint64_t{1} << 20;
 
-// The bytes of an item, packed.
-Result<std::uint64_t> item_bytes(const WriteItem& item) {
-    auto box = plan::FileBox::make(item.dtype, item.size, item.chunk.offsets, item.chunk.sizes);
-    if (!box)
-        return std::unexpected(std::move(box.error()));
-    return box->bytes();
-}
-
-// The memory that a window takes.
-Result<std::uint64_t> window_bytes(const SavePlan& window) {
-    std::uint64_t total = 0;
-    for (const WriteItem& item : window.items) {
-        const auto bytes = item_bytes(item);
-        if (!bytes)
-            return std::unexpected(bytes.error());
-        total += round_up(*bytes, tensor_alignment);
-    }
-    return total;
-}
-
-// Both planners of one window over the same memory.
-Result<std::pair<std::vector<LocalTensor>, std::vector<LocalDestination>>>
-place_window(const SavePlan& window, const std::shared_ptr<std::byte>& memory) {
-    std::pair<std::vector<LocalTensor>, std::vector<LocalDestination>> out;
-    std::uint64_t at = 0;
-    for (const WriteItem& item : window.items) {
-        const auto bytes = item_bytes(item);
-        if (!bytes)
-            return std::unexpected(bytes.error());
-        std::byte* data = memory.get() + at;
-        at += round_up(*bytes, tensor_alignment);
-        const MutableTensorView view{.data = data,
-                                     .dtype = item.dtype,
-                                     .shape = item.chunk.sizes,
-                                     .strides = {},
-                                     .owner = memory};
-        const TensorView source{view.data, view.dtype, view.shape, view.strides, view.owner};
-        out.first.push_back({item.fqn, source, item.size, item.chunk.offsets});
-        out.second.push_back({item.fqn, view, item.size, item.chunk.offsets});
-    }
-    return out;
-}
-
 // How large a window may be: two fit the memory, and every rank gets some.
-Result<std::uint64_t> window_limit(const Metadata& metadata, const ConvertOptions& options,
+Result<std::uint64_t> window_limit(const ConvertTarget& target, const ConvertOptions& options,
                                    std::uint32_t ranks) {
-    const std::uint64_t limit = std::max<std::uint64_t>(options.memory_bytes / 2, 4096);
+    const std::uint64_t limit =
+        std::max<std::uint64_t>(options.memory_bytes / 2 / target.widest, 4096);
     if (ranks < 2)
         return limit;
     std::uint64_t total = 0;
-    for (const auto& [fqn, tensor] : metadata.tensors) {
+    for (const auto& [fqn, tensor] : target.metadata.tensors) {
         auto bytes = byte_size(tensor.dtype, tensor.size);
         if (!bytes)
             return std::unexpected(std::move(bytes.error()));
@@ -147,6 +105,10 @@ Result<void> Conversion::open() {
     if (!metadata)
         return std::unexpected(std::move(metadata.error()));
     metadata_ = std::move(*metadata);
+    auto target = choose_target(metadata_, options_);
+    if (!target)
+        return std::unexpected(std::move(target.error()));
+    target_ = std::move(*target);
     return {};
 }
 
@@ -158,13 +120,13 @@ HuggingFaceStorageWriter Conversion::make_writer(FqnToIndexMapping mapping) {
 }
 
 Result<std::vector<std::vector<SavePlan>>> Conversion::prepare(std::uint32_t ranks) {
-    auto mapping = choose_files(metadata_, options_);
+    auto mapping = choose_files(target_.metadata, options_);
     if (!mapping)
         return std::unexpected(std::move(mapping.error()));
-    auto limit = window_limit(metadata_, options_, ranks);
+    auto limit = window_limit(target_, options_, ranks);
     if (!limit)
         return std::unexpected(std::move(limit.error()));
-    auto windows = make_windows(metadata_, *mapping, *limit);
+    auto windows = make_windows(target_.metadata, *mapping, *limit);
     if (!windows)
         return std::unexpected(std::move(windows.error()));
     writer_ = make_writer(std::move(*mapping));
@@ -191,7 +153,7 @@ Result<std::vector<WriteResults>> Conversion::write(std::span<const SavePlan> pa
     std::uint64_t total = 0;
     std::vector<std::uint64_t> sizes;
     for (const SavePlan& window : part) {
-        const auto bytes = window_bytes(window);
+        const auto bytes = window_bytes(window, target_);
         if (!bytes)
             return std::unexpected(bytes.error());
         sizes.push_back(*bytes);
@@ -230,20 +192,25 @@ Result<std::vector<WriteResults>> Conversion::write(std::span<const SavePlan> pa
     std::uint64_t done = 0;
     for (std::size_t w = 0; w < part.size(); ++w) {
         Result<void> read;
-        auto placed = place_window(part[w], memory[w % 2]);
+        auto placed = ConvertWindow::make(part[w], target_, memory[w % 2]);
         if (!placed)
             read = std::unexpected(std::move(placed.error()));
         else if (options_.stop.stop_requested())
             read = fail(std::make_error_code(std::errc::operation_canceled), "convert");
         else
-            read = read_window(std::move(placed->second));
+            read = read_window(placed->take_destinations());
         // The window before the last read this memory; it must be out before the next is read into it.
         auto collected = collect();
         if (!read)
             return std::unexpected(std::move(read.error()));
         if (!collected)
             return std::unexpected(std::move(collected.error()));
-        DefaultSavePlanner planner(std::move(placed->first));
+        if (const auto overflow = placed->convert(); overflow.values != 0) {
+            if (overflow_.values == 0)
+                overflow_.fqn = overflow.fqn;
+            overflow_.values += overflow.values;
+        }
+        DefaultSavePlanner planner(placed->take_tensors());
         writing = writer_->write_data(part[w], planner);
         done += sizes[w];
         if (options_.progress)
@@ -282,7 +249,16 @@ Result<SaveReport> Conversion::finish(std::vector<WriteResults> results) {
     if (in_place())
         if (auto unchanged = check_source_unchanged(); !unchanged)
             return std::unexpected(std::move(unchanged.error()));
-    return writer_->finish(metadata_, std::move(results));
+    auto report = writer_->finish(target_.metadata, std::move(results));
+    if (!report)
+        return report;
+    std::ranges::copy(target_.notes, std::back_inserter(report->notes));
+    if (overflow_.values != 0)
+        report->notes.push_back(fmt::format("{} finite values, first of \"{}\", are beyond {} and "
+                                            "became infinite",
+                                            overflow_.values, escaped(overflow_.fqn),
+                                            name(*options_.dtype)));
+    return report;
 }
 
 } // namespace checkpoint

@@ -15,6 +15,8 @@
 #include <safering/checkpoint.hpp>
 
 #include "checkpoint/attempt.hpp"
+#include "checkpoint/convert_target.hpp"
+#include "checkpoint/convert_window.hpp"
 
 namespace safering::checkpoint {
 
@@ -55,7 +57,9 @@ class Conversion {
     ConvertOptions options_;
     std::shared_ptr<Reactor> reactor_; // borrowed
     HuggingFaceStorageReader reader_;
-    Metadata metadata_;
+    Metadata metadata_; // of the source
+    ConvertTarget target_;
+    ConvertWindow::Overflow overflow_; // of what write() wrote here
     std::optional<HuggingFaceStorageWriter> writer_;
 };
 

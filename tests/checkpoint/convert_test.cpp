@@ -1,10 +1,13 @@
 // convert_checkpoint and the one-call API.
 #include <algorithm>
+#include <array>
+#include <cstring>
 
 #include <safering/save_load.hpp>
 
 #include "checkpoint/convert.hpp"
 #include "disk_fixture.hpp"
+#include "plan/float_convert.hpp"
 
 namespace safering::test {
 namespace {
@@ -205,6 +208,96 @@ TEST_F(Convert, RefusesAFileOfTheDestinationADamagedSourceAndBadOptions) {
         EXPECT_EQ(converted.error().code, Errc::checkpoint_digest_mismatch);
         EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
     }
+}
+
+// What a model becomes, by the conversion of whole tensors at once.
+Model converted(Model model, Dtype dtype) {
+    for (TestTensor& tensor : model) {
+        if (!plan::is_plain_float(tensor.dtype) || tensor.dtype == dtype)
+            continue;
+        const std::size_t count = tensor.bytes.size() / (bits(tensor.dtype) / 8);
+        std::vector<std::byte> bytes(count * (bits(dtype) / 8));
+        plan::convert_floats(bytes.data(), dtype, tensor.bytes.data(), tensor.dtype, count);
+        tensor.bytes = std::move(bytes);
+        tensor.dtype = dtype;
+    }
+    return model;
+}
+
+TEST_F(Convert, GivesFloatsAnotherDtypeInLittleMemory) {
+    const Model model = make_model(11);
+    ASSERT_TRUE(save_model(model, {3, 1}, {.layout = FileLayout::sharded}));
+    for (const Dtype dtype : {Dtype::bf16, Dtype::f16, Dtype::f32, Dtype::f64})
+        for (const std::uint64_t memory : {std::uint64_t{60'000}, std::uint64_t{1} << 28}) {
+            auto report = convert({.files = 2, .dtype = dtype, .memory_bytes = memory});
+            ASSERT_TRUE(report) << report.error().message();
+            EXPECT_EQ(out_differs(converted(model, dtype)), "") << name(dtype) << " " << memory;
+            EXPECT_TRUE(verify_checkpoint("/ckpt/out", *reactor)->findings.empty());
+        }
+    EXPECT_EQ(differs(model), "");
+}
+
+TEST_F(Convert, KeepsTheDtypeOfSomeAndTellsWhatBecameInfinite) {
+    TestTensor large = make_tensor("large", Dtype::f32, {3}, 1);
+    const std::array<float, 3> values{65520, -1, 65519};
+    std::memcpy(large.bytes.data(), values.data(), sizeof values);
+    const Model model{large, make_tensor("model.norm", Dtype::f64, {4}, 2),
+                      make_tensor("scaled", Dtype::f8_e4m3, {4}, 3),
+                      make_tensor("steps", Dtype::i32, {4}, 4)};
+    ASSERT_TRUE(save_model(model));
+    const auto report = convert({.dtype = Dtype::f16, .keep_dtype = {"*no?m", "other"}});
+    ASSERT_TRUE(report) << report.error().message();
+    Model expected = model;
+    expected[0] = converted({model[0]}, Dtype::f16)[0];
+    EXPECT_EQ(out_differs(expected), "");
+    const auto says = [&](std::string_view text) {
+        return std::ranges::any_of(report->notes, [&](const std::string& note) {
+            return note.find(text) != std::string::npos;
+        });
+    };
+    EXPECT_TRUE(says("1 finite values, first of \"large\""));
+    EXPECT_TRUE(says("1 tensors of 8 bits"));
+    EXPECT_EQ(convert({.dtype = Dtype::i32}).error().code, Errc::plan_shape_mismatch);
+}
+
+TEST_F(Convert, Renames) {
+    Model model = small_model(1);
+    ASSERT_TRUE(save_model(model));
+    using Kind = Rename::Kind;
+    auto report = convert({.dtype = Dtype::f32,
+                           .renames = {{Kind::prefix, "a.", "z."},
+                                       {Kind::regex_once, "^([b-d])\\.(.)", "$2.$1"},
+                                       {Kind::regex_all, "b|e", "_"}}});
+    ASSERT_TRUE(report) << report.error().message();
+    model = converted(model, Dtype::f32);
+    const std::array names{"z.w_ight", "_._ias", "s.ccal_", "_.dlock"};
+    for (std::size_t i = 0; i < model.size(); ++i)
+        model[i].name = names[i];
+    EXPECT_EQ(out_differs(model), "");
+}
+
+TEST_F(Convert, RefusesNamesThatDoNotFit) {
+    ASSERT_TRUE(save_model(small_model(1)));
+    using Kind = Rename::Kind;
+    const auto refused = [&](std::vector<Rename> renames) {
+        const auto report = convert({.renames = std::move(renames)});
+        EXPECT_FALSE(report);
+        EXPECT_EQ(report.error().code, Errc::plan_bad_name);
+        EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+        return report.error().message();
+    };
+    const std::string both =
+        refused({{Kind::prefix, "a.weight", "same"}, {Kind::prefix, "b.bias", "same"}});
+    for (const std::string_view word : {"a.weight", "b.bias", "same"})
+        EXPECT_NE(both.find(word), std::string::npos) << both;
+    EXPECT_NE(refused({{Kind::prefix, "b.bias", "d.block"}}).find("b.bias"), std::string::npos);
+    EXPECT_NE(refused({{Kind::prefix, "weight", "w"}}).find("at its beginning"), std::string::npos);
+    refused({{Kind::regex_once, "nowhere", "w"}});
+    EXPECT_NE(refused({{Kind::regex_once, "(", "w"}}).find("regular expression"),
+              std::string::npos);
+    refused({{Kind::prefix, "", "w"}});
+    refused({{Kind::prefix, "c.scale", ""}});
+    refused({{Kind::prefix, "c.scale", "__metadata__"}});
 }
 
 class OneCall : public OnDisk {

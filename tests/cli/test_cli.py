@@ -3,8 +3,10 @@
 usage: test_cli.py SAFERING_COMMAND
 """
 
+import json
 import os
 import pty
+import struct
 import subprocess
 
 from command import COMMAND, TENSORS, CommandTest
@@ -34,6 +36,10 @@ class Usage(CommandTest):
             ["convert", "a", "b", "--files", "2", "--max-file-size", "5GB"],
             *[["convert", "a", "b", "--max-file-size", size]
               for size in ["0", "-5", "5XB", "GB", "1e3", "5 G iB", "", "nan", "9999999999TB"]],
+            *[["convert", "a", "b", "--dtype", dtype] for dtype in ["I64", "F8_E4M3", "half", ""]],
+            ["convert", "a", "b", "--keep-dtype", "x"],
+            *[["convert", "a", "b", "--rename", rule]
+              for rule in ["", "a", "=b", "s/a", "s/a/b", "s//b/", "s/a/b/x"]],
             ["bench", ".", "--ranks", "0"], ["bench", ".", "--shard-dim", "-1"],
             ["bench", ".", "--size", "big"], ["bench", ".", "--repeat", "0"],
         ]
@@ -44,6 +50,21 @@ class Usage(CommandTest):
     def test_a_mistyped_command_is_guessed(self):
         self.assertIn('"verfy"; did you mean verify?', self.fails(2, "verfy", "a"))
         self.assertNotIn("did you mean", self.fails(2, "frobnicate"))
+
+    def test_a_mistyped_option_is_guessed(self):
+        self.assertIn("--strct; did you mean --strict?", self.fails(2, "verify", "a", "--strct"))
+        self.assertIn("did you mean --max-file-size?", self.fails(2, "convert", "a", "b", "--max-filesize=5GB"))
+        self.assertNotIn("did you mean", self.fails(2, "verify", "a", "--frobnicate"))
+
+    def test_no_command(self):
+        for arguments in [[], ["-x"]]:
+            self.assertIn("expected a command: probe, inspect,", self.fails(2, *arguments))
+
+    def test_an_empty_path(self):
+        for arguments in [["inspect", ""], ["verify", ""], ["diff", "a", ""], ["list", ""], ["recover", ""],
+                          ["prune", "", "--keep-last", "1"], ["convert", "", "b"], ["convert", "a", ""], ["bench", ""],
+                          ["probe", ""]]:
+            self.assertIn("the path is empty", self.fails(2, *arguments))
 
     def test_wrong_use_as_json(self):
         self.assertIn("frobnicate", self.fails_json(2, "inspect", "a", "--frobnicate")["error"]["message"])
@@ -321,6 +342,47 @@ class Convert(CommandTest):
         self.assertTrue(self.good_json("convert", path, path, "--files", "2")["replaced"])
         self.assertEqual(read_directory(path), TENSORS)
         self.assertEqual(len(list(path.glob("*.safetensors"))), 2)
+
+    def test_dtype(self):
+        values = {"F32": "f", "F64": "d", "F16": "e"}
+        numbers = [0.0, -0.0, 1.0, -2.5, 65504.0, 2.0**-24, 0.1, 1e-7]
+        tensor = Tensor("F32", [8], struct.pack("<8f", *numbers))
+        write_file(self.directory / "f32.safetensors", {"w": tensor, "norm": tensor, "n": Tensor("I64", [3])})
+        for dtype in ["F16", "f64"]:
+            path = self.directory / dtype
+            self.good("convert", self.directory / "f32.safetensors", path, "--dtype", dtype, "--keep-dtype", "norm")
+            found = read_directory(path)
+            self.assertEqual(found["w"].data, struct.pack(f"<8{values[dtype.upper()]}", *struct.unpack("<8f", tensor.data)))
+            self.assertEqual((found["norm"], found["n"].dtype), (tensor, "I64"))
+
+    def test_what_becomes_infinite_is_told(self):
+        write_file(self.directory / "big.safetensors", {"w": Tensor("F32", [1], struct.pack("<f", 1e30))})
+        text = self.good("convert", self.directory / "big.safetensors", self.directory / "small", "--dtype", "F16")
+        self.assertIn('note: 1 finite values, first of "w"', text)
+        self.assertEqual(read_directory(self.directory / "small")["w"].data, struct.pack("<e", float("inf")))
+
+    def test_rename(self):
+        path = self.directory / "renamed"
+        self.good("convert", self.file(), path, "--rename", "layers.0.=blocks.", "--rename", "s/(em)bed/$1/",
+                  "--rename", "s|t|T|g")
+        self.assertEqual(sorted(read_directory(path)), ["blocks.bias", "blocks.weighT", "em.weighT", "empTy", "sTeps"])
+        self.assertEqual(read_directory(path)["blocks.bias"], TENSORS["layers.0.bias"])
+
+    def test_renames_that_collide_or_find_nothing(self):
+        message = self.fails(1, "convert", self.file(), self.directory / "out", "--rename", "s/weight|bias/x/")
+        for word in ["layers.0.weight", "layers.0.bias", "layers.0.x"]:
+            self.assertIn(word, message)
+        self.assertIn("safering inspect", self.fails(1, "convert", self.file(), self.directory / "out", "--rename", "x=y"))
+        self.assertFalse((self.directory / "out").exists())
+
+    def test_is_ready_for_the_hub(self):
+        path = self.saved()
+        index = json.loads((path / "model.safetensors.index.json").read_text())
+        self.assertEqual(index["metadata"]["total_size"], sum(len(t.data) for t in TENSORS.values()))
+        write_file(self.directory / "bare.safetensors", TENSORS)
+        self.good("convert", self.directory / "bare.safetensors", self.directory / "hub")
+        report = self.good_json("inspect", self.directory / "hub")
+        self.assertEqual([file["metadata"]["format"] for file in report["files"]], ["pt"])
 
     def test_no_parent(self):
         self.assertIn("absent", self.fails(1, "convert", self.file(), self.directory / "absent" / "x"))

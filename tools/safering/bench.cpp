@@ -233,8 +233,7 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action) {
         "Needs twice the model's size in memory and once on the disk; removes what it wrote.\n"
         "Example: safering bench /checkpoints --ranks 4 --size 4GiB");
     auto arguments = std::make_shared<Arguments>();
-    command->add_option("DIR", arguments->directory, "An existing directory on the disk to measure")
-        ->required();
+    add_path(*command, "DIR", arguments->directory, "An existing directory on the disk to measure");
     command->add_option("--ranks", arguments->ranks, "Threads that save and load together (1)")
         ->check(CLI::Range(1, 256))
         ->type_name("N");

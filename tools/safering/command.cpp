@@ -39,6 +39,16 @@ void add_backend_option(CLI::App& command, CommonOptions& common) {
         ->type_name("BACKEND");
 }
 
+CLI::Option* add_path(CLI::App& command, const std::string& name, std::string& path,
+                      const std::string& description) {
+    return command.add_option(name, path, description)
+        ->type_name("PATH")
+        ->check([](const std::string& text) {
+            return text.empty() ? "the path is empty, as an unset variable of a shell is" : "";
+        })
+        ->required();
+}
+
 void add_bytes_option(CLI::App& command, const std::string& name, std::uint64_t& bytes,
                       const std::string& description) {
     command

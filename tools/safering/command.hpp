@@ -58,6 +58,9 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action);
 CLI::App* add_command(CLI::App& app, CommonOptions& common, const std::string& name,
                       const std::string& description, const std::string& footer);
 void add_backend_option(CLI::App& command, CommonOptions& common);
+/// A positional that must be given and must not be empty.
+CLI::Option* add_path(CLI::App& command, const std::string& name, std::string& path,
+                      const std::string& description);
 /// An option that takes "5GB", "1.5GiB", "4096".
 void add_bytes_option(CLI::App& command, const std::string& name, std::uint64_t& bytes,
                       const std::string& description);

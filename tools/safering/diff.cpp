@@ -85,10 +85,8 @@ void add_diff(CLI::App& app, CommonOptions& common, Action& action) {
         "Example: safering diff /checkpoints/step-1000 converted/\n"
         "Example: safering diff --no-values old.safetensors new.safetensors");
     auto arguments = std::make_shared<Arguments>();
-    command->add_option("A", arguments->first, "A directory or one .safetensors file")
-        ->type_name("PATH")
-        ->required();
-    command->add_option("B", arguments->second, "The other one")->type_name("PATH")->required();
+    add_path(*command, "A", arguments->first, "A directory or one .safetensors file");
+    add_path(*command, "B", arguments->second, "The other one");
     auto* names = command->add_flag("--no-values", arguments->no_values,
                                     "Only names, dtypes and shapes; reads no tensor");
     command->add_flag("--read-all", arguments->read_all, "Compare bytes, whatever the digests say")

@@ -207,8 +207,7 @@ void add_inspect(CLI::App& app, CommonOptions& common, Action& action) {
         "Example: safering inspect model.safetensors --filter '*norm*' --dtype F32,BF16\n"
         "Example: safering inspect --json /checkpoints/step-1000 | jq '.tensors[].name'");
     auto arguments = std::make_shared<Arguments>();
-    command->add_option("PATH", arguments->path, "A directory or one .safetensors file")
-        ->required();
+    add_path(*command, "PATH", arguments->path, "A directory or one .safetensors file");
     auto* tree = command->add_flag("--tree", arguments->tree,
                                    "By the parts of the names, with tensors and bytes below each");
     command->add_option("--depth", arguments->depth, "So many levels of the tree (all)")

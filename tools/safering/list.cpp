@@ -63,9 +63,7 @@ void add_list(CLI::App& app, CommonOptions& common, Action& action) {
         "Example: safering list /checkpoints\n"
         "Example: safering list /checkpoints --json | jq -r .latest");
     auto directory = std::make_shared<std::string>();
-    command->add_option("DIR", *directory, "The directory that holds the checkpoints")
-        ->type_name("DIR")
-        ->required();
+    add_path(*command, "DIR", *directory, "The directory that holds the checkpoints");
     add_backend_option(*command, common);
     command->callback([&common, &action, directory] {
         action = [&common, directory] {

@@ -51,14 +51,45 @@ std::string unknown_command(const CLI::App& app, std::string_view word) {
     return out;
 }
 
+// What was meant by the first option that the command does not have, if one is near.
+std::string near_option(const CLI::App& command, int argc, char** argv) {
+    for (int i = 1; i < argc; ++i) {
+        const std::string_view word =
+            std::string_view(argv[i]).substr(0, std::string_view(argv[i]).find('='));
+        if (!word.starts_with("--") || command.get_option_no_throw(std::string(word)) != nullptr)
+            continue;
+        for (const CLI::Option* option : command.get_options())
+            for (const std::string& known : option->get_lnames())
+                if (distance(word.substr(2), known) <= 2)
+                    return "; did you mean --" + known + "?";
+        break;
+    }
+    return {};
+}
+
+std::string commands_of(const CLI::App& app) {
+    std::string out;
+    for (const CLI::App* command : app.get_subcommands(nullptr))
+        out += (out.empty() ? "" : ", ") + command->get_name();
+    return out;
+}
+
 int report_wrong_use(const CLI::App& app, const CLI::ParseError& error, int argc, char** argv) {
     std::string message = error.what();
     std::ranges::replace(message, '\n', ' ');
     std::string usage = "safering --help";
-    if (const auto chosen = app.get_subcommands(); !chosen.empty())
+    if (const auto chosen = app.get_subcommands(); !chosen.empty()) {
         usage = fmt::format("safering {} --help", chosen.front()->get_name());
-    else if (argc > 1 && argv[1][0] != '-')
+        if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::ExtrasError))
+            message += near_option(*chosen.front(), argc, argv);
+    } else if (argc > 1 && argv[1][0] != '-') {
         message = unknown_command(app, argv[1]);
+    } else {
+        message = fmt::format("{}, expected a command: {}",
+                              argc > 1 ? fmt::format("found \"{}\"", safering::escaped(argv[1]))
+                                       : "found nothing",
+                              commands_of(app));
+    }
     fmt::print(stderr, "safering: {}; try: {}\n", message, usage);
     if (asks_for_json(argc, argv))
         print_json({{"error", {{"message", message}, {"category", "usage"}, {"try", usage}}}});

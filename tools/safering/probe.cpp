@@ -51,7 +51,8 @@ void add_probe(CLI::App& app, CommonOptions& common, Action& action) {
                                 "Tell which backend and file system features are available",
                                 "Example: safering probe /checkpoints");
     auto directory = std::make_shared<std::string>(".");
-    command->add_option("DIR", *directory, "Directory that checkpoints would be saved in (.)");
+    add_path(*command, "DIR", *directory, "Directory that checkpoints would be saved in (.)")
+        ->required(false);
     add_backend_option(*command, common);
     command->callback([&common, &action, directory] {
         action = [&common, directory] {

@@ -79,9 +79,7 @@ void add_prune(CLI::App& app, CommonOptions& common, Action& action) {
         "goes at once, by a durable\nrename, or not at all.\n"
         "Example: safering prune /checkpoints --keep-last 3 --keep-every 10000 --dry-run");
     auto arguments = std::make_shared<Arguments>();
-    command->add_option("DIR", arguments->directory, "The directory that holds the checkpoints")
-        ->type_name("DIR")
-        ->required();
+    add_path(*command, "DIR", arguments->directory, "The directory that holds the checkpoints");
     command
         ->add_option("--keep-last", arguments->policy.keep_last,
                      "The newest so many of each prefix stay; at least 1")

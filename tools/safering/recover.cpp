@@ -1,5 +1,7 @@
 // `safering recover TARGET`: ends what a save that was cut off has begun.
 
+#include <filesystem>
+
 #include <fmt/format.h>
 
 #include "command.hpp"
@@ -37,7 +39,8 @@ void print_text(const std::string& target, const RecoverReport& report) {
         fmt::print("failed    {}\n", failure.message());
     if (!report.switch_finished && report.removed.empty() && report.left.empty() &&
         report.failures.empty())
-        fmt::print("nothing to recover\n");
+        fmt::print("nothing to recover{}\n",
+                   std::filesystem::exists(target) ? "" : ", and no checkpoint is there");
 }
 
 ExitCode recover(const std::string& target, bool all_attempts, const CommonOptions& common) {
@@ -65,9 +68,7 @@ void add_recover(CLI::App& app, CommonOptions& common, Action& action) {
         bool all_attempts = false;
     };
     auto arguments = std::make_shared<Arguments>();
-    command->add_option("TARGET", arguments->target, "The checkpoint, there or not")
-        ->type_name("DIR")
-        ->required();
+    add_path(*command, "TARGET", arguments->target, "The checkpoint, there or not");
     command->add_flag("--all-attempts", arguments->all_attempts,
                       "Also attempts that may be in progress: only where no save to TARGET runs");
     add_backend_option(*command, common);

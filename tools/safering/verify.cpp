@@ -79,8 +79,7 @@ void add_verify(CLI::App& app, CommonOptions& common, Action& action) {
         bool strict = false;
     };
     auto arguments = std::make_shared<Arguments>();
-    command->add_option("PATH", arguments->path, "A directory or one .safetensors file")
-        ->required();
+    add_path(*command, "PATH", arguments->path, "A directory or one .safetensors file");
     command->add_flag("--strict", arguments->strict, "Refuse symbolic links under the file names");
     add_backend_option(*command, common);
     command->callback([&common, &action, arguments] {

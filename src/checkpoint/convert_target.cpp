@@ -1,0 +1,167 @@
+#include "checkpoint/convert_target.hpp"
+
+#include <algorithm>
+#include <optional>
+#include <regex>
+
+#include <fmt/format.h>
+#include <fnmatch.h>
+
+#include "plan/float_convert.hpp"
+
+namespace safering::checkpoint {
+
+namespace {
+
+std::unexpected<Error> bad_name(std::string tensor, std::string detail) {
+    return std::unexpected(Error{.code = Errc::plan_bad_name,
+                                 .operation = "rename tensors",
+                                 .tensor = std::move(tensor),
+                                 .detail = std::move(detail)});
+}
+
+class Rule {
+  public:
+    static Result<Rule> make(const Rename& rename) {
+        Rule rule;
+        rule.rename_ = &rename;
+        if (rename.from.empty())
+            return bad_name({}, "a rule looks for nothing; give the text to be replaced");
+        if (rename.kind != Rename::Kind::prefix) {
+            try {
+                rule.regex_.emplace(rename.from);
+            } catch (const std::regex_error& error) {
+                return bad_name({}, fmt::format("\"{}\" is no regular expression: {}",
+                                                escaped(rename.from), error.what()));
+            }
+        }
+        return rule;
+    }
+
+    Result<void> apply(std::string& name) {
+        if (!regex_) {
+            if (name.starts_with(rename_->from)) {
+                name.replace(0, rename_->from.size(), rename_->to);
+                used_ = true;
+            }
+            return {};
+        }
+        try {
+            if (!std::regex_search(name, *regex_))
+                return {};
+            name = std::regex_replace(name, *regex_, rename_->to,
+                                      rename_->kind == Rename::Kind::regex_once
+                                          ? std::regex_constants::format_first_only
+                                          : std::regex_constants::format_default);
+        } catch (const std::regex_error& error) { // too complex for this name
+            return bad_name(name, fmt::format("\"{}\" cannot be looked for in it: {}",
+                                              escaped(rename_->from), error.what()));
+        }
+        used_ = true;
+        return {};
+    }
+
+    Result<void> check_used() const {
+        if (used_)
+            return {};
+        return bad_name({},
+                        fmt::format("\"{}\" is in no tensor's name{}; `safering inspect` shows "
+                                    "the names",
+                                    escaped(rename_->from), regex_ ? "" : ", at its beginning"));
+    }
+
+  private:
+    const Rename* rename_ = nullptr;
+    std::optional<std::regex> regex_;
+    bool used_ = false;
+};
+
+class DtypeChoice {
+  public:
+    explicit DtypeChoice(const ConvertOptions& options) : options_(options) {}
+
+    Dtype of(const std::string& fqn, Dtype stored) {
+        if (!options_.dtype || stored == *options_.dtype)
+            return stored;
+        const auto match = [&](const std::string& glob) {
+            return fnmatch(glob.c_str(), fqn.c_str(), 0) == 0;
+        };
+        if (plan::is_plain_float(stored))
+            return std::ranges::any_of(options_.keep_dtype, match) ? stored : *options_.dtype;
+        if (bits(stored) < 16 && name(stored).starts_with('F'))
+            ++scaled_;
+        return stored;
+    }
+    std::vector<std::string> notes() const {
+        if (scaled_ == 0)
+            return {};
+        return {fmt::format("{} tensors of 8 bits or fewer stay as they are: what they stand for "
+                            "depends on their scales",
+                            scaled_)};
+    }
+
+  private:
+    const ConvertOptions& options_;
+    std::uint64_t scaled_ = 0;
+};
+
+} // namespace
+
+ConvertTarget::Source ConvertTarget::source_of(const std::string& fqn, Dtype dtype) const {
+    const auto found = sources.find(fqn);
+    return found == sources.end() ? Source{fqn, dtype} : found->second;
+}
+
+Result<ConvertTarget> choose_target(const Metadata& source, const ConvertOptions& options) {
+    if (options.dtype && !plan::is_plain_float(*options.dtype))
+        return fail(Errc::plan_shape_mismatch, "convert",
+                    fmt::format("{} is no dtype to convert to; F16, BF16, F32 and F64 are",
+                                name(*options.dtype)));
+    std::vector<Rule> rules;
+    for (const Rename& rename : options.renames) {
+        auto rule = Rule::make(rename);
+        if (!rule)
+            return std::unexpected(std::move(rule.error()));
+        rules.push_back(std::move(*rule));
+    }
+    struct Tensor {
+        std::string renamed;
+        const std::string* fqn;
+        Dtype dtype;
+        const TensorStorageMetadata* stored;
+    };
+    std::vector<Tensor> tensors;
+    DtypeChoice choice(options);
+    for (const auto& [fqn, stored] : source.tensors) {
+        std::string renamed = fqn;
+        for (Rule& rule : rules)
+            if (auto applied = rule.apply(renamed); !applied)
+                return std::unexpected(std::move(applied.error()));
+        if (renamed.empty() && !fqn.empty())
+            return bad_name(fqn, "nothing would be left of its name");
+        tensors.push_back({std::move(renamed), &fqn, choice.of(fqn, stored.dtype), &stored});
+    }
+    std::ranges::stable_sort(tensors, {}, &Tensor::renamed);
+    const auto twice = std::ranges::adjacent_find(tensors, {}, &Tensor::renamed);
+    if (twice != tensors.end())
+        return bad_name(twice->renamed,
+                        fmt::format("both \"{}\" and \"{}\" would get this name",
+                                    escaped(*twice->fqn), escaped(*std::next(twice)->fqn)));
+    ConvertTarget target;
+    for (Tensor& tensor : tensors) {
+        if (tensor.renamed != *tensor.fqn || tensor.dtype != tensor.stored->dtype)
+            target.sources.try_emplace(tensor.renamed, *tensor.fqn, tensor.stored->dtype);
+        target.widest =
+            std::max<std::uint64_t>(target.widest, bits(tensor.stored->dtype) / bits(tensor.dtype));
+        target.metadata.tensors.emplace_hint(
+            target.metadata.tensors.end(), std::move(tensor.renamed),
+            TensorStorageMetadata{.dtype = tensor.dtype, .size = tensor.stored->size});
+    }
+    for (const Rule& rule : rules)
+        if (auto used = rule.check_used(); !used)
+            return std::unexpected(std::move(used.error()));
+    target.notes = choice.notes();
+    return target;
+}
+
+} // namespace safering::checkpoint
