@@ -58,7 +58,8 @@ struct ReactorOptions {
     /// Threads of the `threads` backend.
     unsigned threads = 2;
     /// The buffer pool: buffer_count buffers of buffer_bytes (a multiple of 4096), allocated when
-    /// they are first used.
+    /// they are first used. Two thirds of them are in transfer at most; the disk goes on with the
+    /// others as soon as those end.
     std::size_t buffer_bytes = std::size_t{4} << 20;
     unsigned buffer_count = 12;
 };
