@@ -58,7 +58,7 @@ struct LoadReport {
     std::uint64_t verified_bytes = 0;
     /// What this rank took from others of its host, whose reading and checking counts there.
     ExchangeReport exchange;
-    WorkReport work;
+    WorkReport work{};
     ReactorInfo reactor;
     std::vector<std::string> notes;
 };

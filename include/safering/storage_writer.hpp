@@ -78,7 +78,7 @@ struct SaveReport {
     /// HuggingFaceStorageWriter::work().
     double prepare_seconds = 0;
     double commit_seconds = 0;
-    WorkReport work;
+    WorkReport work{};
     ReactorInfo reactor;
     FileSystemInfo file_system;
     /// What did not go the fast way and why; leftovers that could not be cleaned away.

@@ -24,7 +24,7 @@ struct WorkReport {
     double verify_seconds = 0;
     /// Waiting to stay within SaveLimits.
     double pause_seconds = 0;
-    /// After the last transfer: fsync and close.
+    /// After the last transfer: fsync and close; of a load, the copies that were left.
     double flush_seconds = 0;
 
     /// Reads or writes that the reactor was given, and pieces of tensors that they carried: what is more of these was

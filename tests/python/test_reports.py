@@ -54,7 +54,8 @@ def test_a_load_in_several_reads_is_summed(tmp_path, state):
     target = {"a": torch.zeros(5000), "b": torch.zeros(3, 4)}  # another dtype goes by a copy of its own
     reader = HuggingFaceStorageReader(str(tmp_path / "c"))
     dcp.load(target, storage_reader=reader)
-    assert reader.report.tensor_bytes == 20024 and reader.report.work.digests == 2
+    # The blocks of one read may hold all of another's tensor, which is checked there too.
+    assert reader.report.tensor_bytes == 20024 and reader.report.work.requests == 2 <= reader.report.work.digests
     assert torch.equal(target["b"], torch.ones(3, 4))
 
 

@@ -35,7 +35,7 @@ class WorkReport(_Fields):
         copy_seconds: copies to or from the buffers, with the digests of a save.
         verify_seconds: the digests of a load.
         pause_seconds: waiting to stay within SaveLimits.
-        flush_seconds: after the last transfer, fsync and close.
+        flush_seconds: after the last transfer, fsync and close; of a load, the copies that were left.
         requests, pieces: to the disk, and the pieces of tensors that they carried.
         most_in_flight: requests at once.
         direct_bytes, cached_bytes: past the page cache, and through it.
