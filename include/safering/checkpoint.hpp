@@ -61,6 +61,8 @@ struct VerifyReport {
     std::uint64_t files = 0;
     std::uint64_t read_bytes = 0;
     std::uint64_t verified_bytes = 0;
+    /// Of all files together.
+    WorkReport work{};
 };
 
 struct VerifyOptions {

@@ -17,6 +17,7 @@
 
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
+#include <safering/work_report.hpp>
 
 namespace safering {
 
@@ -57,6 +58,7 @@ struct LoadReport {
     std::uint64_t verified_bytes = 0;
     /// What this rank took from others of its host, whose reading and checking counts there.
     ExchangeReport exchange;
+    WorkReport work{};
     ReactorInfo reactor;
     std::vector<std::string> notes;
 };
@@ -112,7 +114,7 @@ class SAFERING_API HuggingFaceStorageReader {
     /// destinations must stay until then. One thread at a time uses a reader, for this call too.
     void cancel();
 
-    /// <path>/model.safetensors.index.json
+    /// `path`/model.safetensors.index.json
     std::string metadata_path() const;
     const std::string& path() const;
     const std::shared_ptr<Reactor>& reactor();

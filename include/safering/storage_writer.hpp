@@ -26,6 +26,7 @@
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
 #include <safering/save_limits.hpp>
+#include <safering/work_report.hpp>
 
 namespace safering {
 
@@ -73,6 +74,11 @@ struct SaveReport {
     /// What ranks wrote for others of their host, and how they got it; why not from their memory is a note.
     std::uint64_t process_memory_bytes = 0;
     std::uint64_t shared_memory_bytes = 0;
+    /// The coordinator's prepare_global_plan and finish, and what it wrote itself. Other ranks have their own,
+    /// HuggingFaceStorageWriter::work().
+    double prepare_seconds = 0;
+    double commit_seconds = 0;
+    WorkReport work{};
     ReactorInfo reactor;
     FileSystemInfo file_system;
     /// What did not go the fast way and why; leftovers that could not be cleaned away.
@@ -136,10 +142,13 @@ class SAFERING_API HuggingFaceStorageWriter {
     /// Writes of this writer, those that run and those to come, go on without limits. Any thread.
     void lift_limits();
 
+    /// What this rank's write_data calls for the last plan's attempt did; also those that failed. Any thread.
+    WorkReport work() const;
+
     /// Removes an unfinished attempt. Ranks that still write to it get errors.
     Result<void> abort();
 
-    /// <path>/model.safetensors.index.json
+    /// `path`/model.safetensors.index.json
     std::string metadata_path() const;
     const std::string& path() const;
     const std::shared_ptr<Reactor>& reactor();

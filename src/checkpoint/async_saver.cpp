@@ -399,7 +399,10 @@ Result<SaveReport> AsyncSaver::Impl::write_and_commit(Job& job) {
     auto message = unpack(*part);
     if (!message)
         return std::unexpected(std::move(message.error()));
-    return save_report_from_bytes(*message);
+    auto report = save_report_from_bytes(*message);
+    if (report)
+        report->work = job.writer->work();
+    return report;
 }
 
 void AsyncSaver::Impl::work() {

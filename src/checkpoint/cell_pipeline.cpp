@@ -107,8 +107,10 @@ void CellPipeline::acquire() {
 // In short steps, as the limits may be lifted and a stop may be asked for meanwhile.
 void CellPipeline::acquire_later(std::chrono::nanoseconds pause) {
     constexpr std::chrono::nanoseconds step = std::chrono::milliseconds(20);
-    timer_.expires_after(std::min(pause, step));
-    timer_.async_wait([self = shared_from_this()](const boost::system::error_code&) {
+    const auto waited = std::min(pause, step);
+    timer_.expires_after(waited);
+    timer_.async_wait([self = shared_from_this(), waited](const boost::system::error_code&) {
+        self->meter_.add_pause(waited);
         self->acquiring_ = false;
         self->acquire();
         self->settle();
@@ -148,6 +150,7 @@ void CellPipeline::load_next(BufferPool::Buffer buffer) {
     cell->request = &file.plan.requests[file.next++];
     cell->buffer = std::move(buffer);
     cell->image = cell->buffer.data();
+    meter_.add_pieces(file.plan.segments_of(*cell->request).size());
     ++file.in_flight;
     hold();
     auto loaded = load(cell);
@@ -193,6 +196,7 @@ void CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
     for (std::size_t i = first; i < cell->submitted; ++i) {
         const plan::Transfer& transfer = cell->transfers[i];
         (transfer.direct ? file.direct_used : file.buffered_used) = true;
+        meter_.add_request(transfer.range.size(), transfer.direct);
         const std::uint64_t needed_end = op_ == Opcode::read
                                              ? std::min(transfer.range.end, file.file_bytes)
                                              : transfer.range.end;
@@ -207,6 +211,7 @@ void CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
              [self = shared_from_this(), cell, range = transfer.range](
                  const Completion& completion) { self->end_transfer(cell, range, completion); }});
     }
+    meter_.submitted(batch.size());
     reactor_.submit(batch);
 }
 
@@ -216,6 +221,7 @@ void CellPipeline::end_transfer(const std::shared_ptr<Cell>& cell, ByteRange ran
         fail(to_error({.op = op_, .length = range.size(), .offset = range.begin}, completion,
                       files_[cell->file].path));
     --in_flight_;
+    meter_.ended();
     if (--cell->transfers_left != 0)
         return;
     if (!error_ && cell->submitted < cell->transfers.size()) {

@@ -27,6 +27,7 @@
 
 #include <safering/reactor.hpp>
 
+#include "checkpoint/work_meter.hpp"
 #include "io/buffer_pool.hpp"
 #include "plan/box.hpp"
 #include "plan/request_planner.hpp"
@@ -122,6 +123,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     std::optional<Error> error_;
     /// Bytes of all segments, for progress.
     std::uint64_t total_bytes_ = 0;
+    WorkMeter meter_;
 
   private:
     bool more_cells();

@@ -10,6 +10,7 @@
 
 #include "checkpoint/extents.hpp"
 #include "checkpoint/load_offer.hpp"
+#include "checkpoint/metrics.hpp"
 #include "large_memory.hpp"
 #include "plan/tensor_finder.hpp"
 
@@ -36,6 +37,7 @@ Result<std::shared_ptr<ReadJob>> ReadJob::make(Reactor& reactor, const StoredChe
                                                const LoadPlan& plan, LoadPlanner& planner,
                                                ReadJobOptions options) {
     std::shared_ptr<ReadJob> job(new ReadJob(reactor, checkpoint, std::move(options)));
+    const auto planning = job->meter_.plan();
     if (auto chosen = job->choose_chunk(); !chosen)
         return std::unexpected(std::move(chosen.error()));
     if (auto added = job->add_items(plan, planner); !added)
@@ -179,12 +181,14 @@ Result<CellPipeline::Loaded> ReadJob::load(const std::shared_ptr<Cell>& loading)
 }
 
 Result<void> ReadJob::verify(const Cell& cell) {
+    const auto verifying = meter_.verify();
     const StoredFile& file = stored(cell);
     for (const plan::Transfer& transfer : cell.transfers) {
         for (const DigestPiece& piece : pieces_in(file, transfer.range, chunk_bytes_)) {
             if (!transfer.range.contains(piece.range))
                 continue;
             report_.verified_bytes += bytes_of(file, piece);
+            meter_.add_digests(1);
             if (matches(file, piece, cell.buffer.data(), cell.image_begin))
                 continue;
             Error error{.code = Errc::checkpoint_digest_mismatch,
@@ -196,6 +200,7 @@ Result<void> ReadJob::verify(const Cell& cell) {
                         .detail =
                             "the bytes on the disk are not those that were saved; restore the file "
                             "from a copy"};
+            metrics::add_mismatch();
             if (!options_.on_mismatch)
                 return std::unexpected(std::move(error));
             options_.on_mismatch(std::move(error));
@@ -214,6 +219,8 @@ Result<CellPipeline::Unloaded> ReadJob::unload(const std::shared_ptr<Cell>& unlo
     const bool given = is_given(name);
     if (given)
         give(name, unloading); // first, so that others copy while this rank does
+    const auto copying = meter_.copy();
+    meter_.add_cell(!items_.empty());
     if (!items_.empty())
         for (const plan::Segment& segment : files_[cell.file].plan.segments_of(*cell.request)) {
             const Item& item = items_[segment.item];
@@ -238,6 +245,8 @@ void ReadJob::on_idle() {
     }
     items_.clear(); // the owners' memory is the caller's alone before it hears of the end
     interval_.end();
+    report_.work = meter_.report();
+    metrics::add_read(report_, error_ ? metrics::Outcome::failed : metrics::Outcome::good);
     if (error_) {
         handler(std::unexpected(std::move(*error_)));
         return;

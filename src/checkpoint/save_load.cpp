@@ -4,6 +4,7 @@
 #include <bit>
 
 #include "checkpoint/attempt_directory.hpp"
+#include "checkpoint/metrics.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/write_job.hpp"
@@ -22,8 +23,11 @@ constexpr const char* file_name = "data.safetensors";
 // Where a vector load of any kind is aligned, and what torch and numpy allocate at.
 constexpr std::uint64_t tensor_alignment = 64;
 
-Result<WriteResults> write_attempt(Reactor& reactor, const SavePlan& plan, SavePlanner& planner) {
-    auto job = WriteJob::make(reactor, plan, planner, {.digests = false});
+Result<WriteResults> write_attempt(Reactor& reactor, const SavePlan& plan, SavePlanner& planner,
+                                   WorkReport& work) {
+    auto job =
+        WriteJob::make(reactor, plan, planner,
+                       {.digests = false, .on_work = [&](const WorkReport& done) { work = done; }});
     if (!job)
         return std::unexpected(std::move(job.error()));
     return (*job)->run();
@@ -91,11 +95,19 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
     auto heads = create_attempt_directory(reactor, directory, std::move(layout->files));
     if (!heads)
         return std::unexpected(std::move(heads.error()));
-    auto written = write_attempt(reactor, plan, planner);
+    WorkReport work;
+    double commit_seconds = 0;
+    auto written = write_attempt(reactor, plan, planner, work);
     if (auto durable = heads->wait(); written && !durable)
         written = std::unexpected(std::move(durable.error()));
-    auto published = written ? publish(reactor, directory, target)
-                             : Result<void>(std::unexpected(std::move(written.error())));
+    auto published = [&]() -> Result<void> {
+        if (!written)
+            return std::unexpected(std::move(written.error()));
+        const WorkMeter::Phase committing(commit_seconds);
+        return publish(reactor, directory, target);
+    }();
+    metrics::add_commit(published ? layout->total_size : 0, commit_seconds,
+                        published ? metrics::Outcome::good : metrics::Outcome::failed);
     auto removed = remove_attempt_directory(reactor, directory);
     if (!published)
         return std::unexpected(std::move(published.error()));
@@ -104,6 +116,8 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
                       .files = 1,
                       .tensor_bytes = layout->total_size,
                       .replaced = !existing.error,
+                      .commit_seconds = commit_seconds,
+                      .work = work,
                       .reactor = reactor.info(),
                       .file_system = *file_system,
                       .notes = environment_notes(*file_system)};

@@ -6,6 +6,7 @@
 #include "checkpoint/deliver.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/load_offer.hpp"
+#include "checkpoint/metrics.hpp"
 #include "checkpoint/peer_group.hpp"
 #include "checkpoint/read_exchange.hpp"
 #include "checkpoint/read_job.hpp"
@@ -71,6 +72,8 @@ struct HuggingFaceStorageReader::Impl {
         const bool exchange = is_new(plan.exchange);
         try {
             auto job = make_job(plan, planner, exchange);
+            if (!job)
+                metrics::add_read({}, metrics::Outcome::failed);
             if (!job && exchange)
                 tell(plan, job.error().message());
             return job;

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <bit>
+#include <mutex>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -12,6 +14,7 @@
 #include "checkpoint/index.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/manifest_builder.hpp"
+#include "checkpoint/metrics.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/strict_json.hpp"
@@ -109,6 +112,26 @@ struct HuggingFaceStorageWriter::Impl {
     std::stop_source stop;
     std::shared_ptr<Throttle> throttle;
     JobCounter jobs;
+    double prepare_seconds = 0;
+
+    // Of the attempt that was written to last.
+    std::mutex work_mutex;
+    std::string work_attempt;
+    WorkReport work;
+
+    void begin_work(const std::string& attempt_id) {
+        const std::lock_guard lock(work_mutex);
+        if (std::exchange(work_attempt, attempt_id) != attempt_id)
+            work = {};
+    }
+    void add_work(const WorkReport& done) {
+        const std::lock_guard lock(work_mutex);
+        work += done;
+    }
+    WorkReport work_done() {
+        const std::lock_guard lock(work_mutex);
+        return work;
+    }
 
     ~Impl() {
         // Nobody is left to tell; what stays behind carries the attempt's name and is cleaned away by the
@@ -129,6 +152,7 @@ struct HuggingFaceStorageWriter::Impl {
         return base;
     }
 
+    Result<SaveReport> finish(std::vector<WriteResults> results);
     Result<SaveReport> finish_alone();
 
     Result<void> abort() {
@@ -228,6 +252,8 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
 Result<std::vector<SavePlan>>
 HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
     const trace::Span span("prepare_global_plan");
+    impl_->prepare_seconds = 0;
+    const WorkMeter::Phase preparing(impl_->prepare_seconds);
     if (auto aborted = impl_->abort(); !aborted)
         return std::unexpected(std::move(aborted.error()));
     auto running = impl_->reactor.get();
@@ -299,12 +325,17 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
 
 void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& planner,
                                            WriteHandler handler) {
-    auto job = WriteJob::make(*impl_->reactor.value(), plan, planner,
-                              {.digests = impl_->options.digests,
-                               .progress = impl_->options.progress,
-                               .stop = impl_->stop.get_token(),
-                               .throttle = impl_->throttle});
+    if (plan.storage)
+        impl_->begin_work(plan.storage->attempt);
+    auto job = WriteJob::make(
+        *impl_->reactor.value(), plan, planner,
+        {.digests = impl_->options.digests,
+         .progress = impl_->options.progress,
+         .stop = impl_->stop.get_token(),
+         .throttle = impl_->throttle,
+         .on_work = [impl = impl_.get()](const WorkReport& work) { impl->add_work(work); }});
     if (!job) {
+        metrics::add_write({}, metrics::Outcome::failed);
         decline(plan, job.error().message());
         return deliver(executor(), Result<WriteResults>(std::unexpected(std::move(job.error()))),
                        std::move(handler));
@@ -336,49 +367,69 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone() {
 
 Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
                                                     std::vector<WriteResults> results) {
+    double seconds = 0;
+    auto report = [&] {
+        const WorkMeter::Phase committing(seconds);
+        return impl_->finish(std::move(results));
+    }();
+    metrics::add_commit(report ? report->tensor_bytes : 0, seconds,
+                        report ? metrics::Outcome::good : metrics::Outcome::failed);
+    if (report) {
+        report->prepare_seconds = impl_->prepare_seconds;
+        report->commit_seconds = seconds;
+        report->work = impl_->work_done();
+    }
+    return report;
+}
+
+WorkReport HuggingFaceStorageWriter::work() const {
+    return impl_->work_done();
+}
+
+Result<SaveReport> HuggingFaceStorageWriter::Impl::finish(std::vector<WriteResults> results) {
     trace::Interval interval("finish: the metadata commit");
-    if (!impl_->attempt)
+    if (!attempt)
         return fail(Errc::plan_not_prepared, "finish",
                     "no attempt is open: prepare_global_plan was not called, or failed");
     const auto give_up = [&](Error error) {
         // The first error is the one to report; a directory that stays is cleaned away later.
-        (void)impl_->abort();
+        (void)abort();
         return std::unexpected(std::move(error));
     };
-    impl_->jobs.wait_idle();
-    Attempt& attempt = *impl_->attempt;
-    if (auto durable = attempt.heads.wait(); !durable)
+    jobs.wait_idle();
+    Attempt& current = *attempt;
+    if (auto durable = current.heads.wait(); !durable)
         return give_up(std::move(durable.error()));
-    auto manifest = attempt.manifest.build(results);
+    auto manifest = current.manifest.build(results);
     if (!manifest)
         return give_up(std::move(manifest.error()));
-    if (impl_->options.alone) {
-        auto report = impl_->finish_alone();
+    if (options.alone) {
+        auto report = finish_alone();
         return report ? report : give_up(std::move(report.error()));
     }
-    CommitInput input{.target = impl_->target,
-                      .attempt = attempt.id,
-                      .data_files = attempt.files,
+    CommitInput input{.target = target,
+                      .attempt = current.id,
+                      .data_files = current.files,
                       .manifest = {},
-                      .index = std::move(attempt.index),
+                      .index = std::move(current.index),
                       .stale = {}};
     if (!input.index.empty())
         manifest->index =
             ManifestIndex{.file_bytes = input.index.size(), .digest = digest_of(input.index)};
     input.manifest = to_text(*manifest);
-    Reactor& reactor = *impl_->reactor.value();
-    CommitOutcome outcome = commit_checkpoint(reactor, std::move(input));
-    SaveReport report{.path = impl_->target.path,
-                      .attempt = attempt.id,
-                      .files = attempt.files.size(),
-                      .tensor_bytes = attempt.tensor_bytes,
+    Reactor& running = *reactor.value();
+    CommitOutcome outcome = commit_checkpoint(running, std::move(input));
+    SaveReport report{.path = target.path,
+                      .attempt = current.id,
+                      .files = current.files.size(),
+                      .tensor_bytes = current.tensor_bytes,
                       .replaced = outcome.replaced,
-                      .reactor = reactor.info(),
-                      .file_system = impl_->file_system,
-                      .notes = environment_notes(impl_->file_system)};
+                      .reactor = running.info(),
+                      .file_system = file_system,
+                      .notes = environment_notes(file_system)};
     add_exchange(report, results);
     if (outcome.published)
-        impl_->attempt.reset();
+        attempt.reset();
     if (outcome.error)
         return give_up(std::move(*outcome.error));
     std::ranges::move(outcome.notes, std::back_inserter(report.notes));

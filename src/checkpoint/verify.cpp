@@ -79,6 +79,7 @@ Result<VerifyReport> verify_checkpoint(const std::string& path, Reactor& reactor
         if (scanned) {
             report.read_bytes += scanned->read_bytes;
             report.verified_bytes += scanned->verified_bytes;
+            report.work += scanned->work;
         } else
             report.findings.push_back(std::move(scanned.error()));
         before += opened->files[f].file_bytes() - opened->files[f].header.data_begin;

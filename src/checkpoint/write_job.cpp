@@ -11,6 +11,7 @@
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/check_source.hpp"
 #include "checkpoint/manifest.hpp"
+#include "checkpoint/metrics.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/planned_box.hpp"
 #include "io/staging_pool.hpp"
@@ -36,6 +37,7 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, const SavePla
                 "rank's reactor the same buffer_bytes",
                 plan.storage->chunk_bytes, reactor.info().buffer_bytes));
     std::shared_ptr<WriteJob> job(new WriteJob(reactor, *plan.storage, std::move(options)));
+    const auto planning = job->meter_.plan();
     if (auto added = job->add_items(plan, planner); !added)
         return std::unexpected(std::move(added.error()));
     // What the other ranks give is known only when all have begun.
@@ -48,7 +50,7 @@ WriteJob::WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions
     : CellPipeline(reactor, Opcode::write, std::move(options.progress), options.stop),
       directory_(storage.directory), chunk_bytes_(storage.chunk_bytes), digests_(options.digests),
       planned_(storage.files), spans_(storage.files.size()), stop_(std::move(options.stop)),
-      throttle_(std::move(options.throttle)) {
+      throttle_(std::move(options.throttle)), on_work_(std::move(options.on_work)) {
     if (storage.exchange)
         cells_ = storage.exchange->cells;
 }
@@ -267,10 +269,15 @@ bool WriteJob::load_staged(Cell& cell) {
 Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading) {
     Cell& cell = *loading;
     const trace::Span span("copy in", cell.request->range.size());
+    const auto copying = meter_.copy();
     cell.image_begin = round_down(cell.request->range.begin, block_bytes);
     if (throttle_)
         throttle_->add_bytes(cell.request->range.size());
-    if (load_staged(cell)) {
+    const bool staged = load_staged(cell);
+    meter_.add_cell(!staged);
+    if (digests_)
+        meter_.add_digests(files_[cell.file].plan.segments_of(*cell.request).size());
+    if (staged) {
         end_loading(cell);
         return Loaded::now;
     }
@@ -374,6 +381,10 @@ void WriteJob::deliver() {
     }
     items_.clear(); // the owners' memory is free before the caller hears of it
     interval_.end();
+    const WorkReport work = meter_.report();
+    metrics::add_write(work, error_ ? metrics::Outcome::failed : metrics::Outcome::good);
+    if (on_work_)
+        on_work_(work);
     Handler handler = std::move(handler_);
     if (error_) {
         error_->operation += fmt::format(" of rank {}", results_.rank);

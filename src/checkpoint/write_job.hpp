@@ -21,6 +21,8 @@ struct WriteJobOptions {
     std::stop_token stop{};
     /// Null: without limits.
     std::shared_ptr<Throttle> throttle{};
+    /// Called once with what was done, well or not, before the handler of start(). On its thread.
+    std::function<void(const WorkReport&)> on_work{};
 };
 
 class WriteJob final : public CellPipeline {
@@ -107,6 +109,7 @@ class WriteJob final : public CellPipeline {
     std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     std::stop_token stop_;
     std::shared_ptr<Throttle> throttle_;
+    std::function<void(const WorkReport&)> on_work_;
     WriteResults results_;
     trace::Interval interval_;
     Handler handler_;

@@ -50,6 +50,7 @@ py::bytes to_bytes_object(const std::vector<std::byte>& bytes);
 std::vector<WriteResults> to_results(const std::vector<py::bytes>& packed);
 py::dict to_dict(const ReactorInfo& info);
 py::dict to_dict(const SaveReport& report);
+py::dict to_dict(const WorkReport& work);
 ExchangeWay to_way(const std::string& text);
 
 /// The columns of a call must be equally long.

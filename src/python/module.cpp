@@ -2,6 +2,7 @@
 #include "python/bindings.hpp"
 
 #include <safering/dtype.hpp>
+#include <safering/metrics.hpp>
 
 namespace safering::python {
 
@@ -41,6 +42,7 @@ PYBIND11_MODULE(_native, module) {
         dtypes.append(py::str(std::string(name(static_cast<safering::Dtype>(i)))));
     // The name of each dtype; calls give dtypes as positions in it.
     module.attr("dtype_names") = py::tuple(dtypes);
+    module.def("prometheus_text", &safering::prometheus_text);
     bind_reactor(module);
     bind_save_plan(module);
     bind_writer(module);

@@ -189,6 +189,7 @@ class Reader {
         out["verified_bytes"] = report.verified_bytes;
         out["process_memory_bytes"] = report.exchange.process_memory_bytes;
         out["shared_memory_bytes"] = report.exchange.shared_memory_bytes;
+        out["work"] = to_dict(report.work);
         out["notes"] = report.notes;
         for (const auto& [key, value] : to_dict(report.reactor))
             out[key] = value;

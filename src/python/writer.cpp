@@ -163,6 +163,8 @@ class Writer {
         running_ = {};
     }
 
+    py::dict work() const { return to_dict(writer_.work()); }
+
     void lift_limits() { writer_.lift_limits(); }
 
     void abort() {
@@ -202,10 +204,35 @@ py::dict to_dict(const SaveReport& report) {
     out["replaced"] = report.replaced;
     out["process_memory_bytes"] = report.process_memory_bytes;
     out["shared_memory_bytes"] = report.shared_memory_bytes;
+    out["prepare_seconds"] = report.prepare_seconds;
+    out["commit_seconds"] = report.commit_seconds;
+    out["work"] = to_dict(report.work);
     out["file_system"] = report.file_system.type;
     out["notes"] = report.notes;
     for (const auto& [key, value] : to_dict(report.reactor))
         out[key] = value;
+    return out;
+}
+
+py::dict to_dict(const WorkReport& work) {
+    py::dict out;
+    out["seconds"] = work.seconds;
+    out["plan_seconds"] = work.plan_seconds;
+    out["transfer_seconds"] = work.transfer_seconds;
+    out["stall_seconds"] = work.stall_seconds;
+    out["stalls"] = work.stalls;
+    out["copy_seconds"] = work.copy_seconds;
+    out["verify_seconds"] = work.verify_seconds;
+    out["pause_seconds"] = work.pause_seconds;
+    out["flush_seconds"] = work.flush_seconds;
+    out["requests"] = work.requests;
+    out["pieces"] = work.pieces;
+    out["most_in_flight"] = work.most_in_flight;
+    out["direct_bytes"] = work.direct_bytes;
+    out["cached_bytes"] = work.cached_bytes;
+    out["copied_cells"] = work.copied_cells;
+    out["uncopied_cells"] = work.uncopied_cells;
+    out["digests"] = work.digests;
     return out;
 }
 
@@ -227,6 +254,7 @@ void bind_writer(py::module_& module) {
         .def("start", &Writer::start, py::arg("plan"), py::arg("positions"), py::arg("tensors"))
         .def("wait", &Writer::wait, py::arg("progress"))
         .def("results", &Writer::results)
+        .def("work", &Writer::work)
         .def("decline", &Writer::decline, py::arg("plan"), py::arg("why"))
         .def("finish", &Writer::finish, py::arg("results"))
         .def("cancel", &Writer::cancel)

@@ -312,6 +312,9 @@ class Convert(CommandTest):
             self.assertEqual(report["tensor_bytes"], sum(len(t.data) for t in TENSORS.values()))
             if backend == "threads":
                 self.assertEqual(report["reactor"]["backend"], "threads")
+            self.assertEqual(report["work"]["digests"], report["work"]["pieces"])
+            verified = self.good_json("verify", path)
+            self.assertEqual(verified["work"]["digests"], report["work"]["digests"])
 
     def test_replaces_and_keeps_the_files_of_others(self):
         path = self.saved("--files", "2")
@@ -396,6 +399,11 @@ class Bench(CommandTest):
             self.assertEqual(len(report[part]["runs"]), 3)
             self.assertGreater(report[part]["gib_per_second"], 0)
             self.assertGreater(report[part]["bytes"], 1 << 20)
+            work = report[part]["work"]
+            self.assertGreaterEqual(work["seconds"], work["transfer_seconds"])
+            self.assertGreater(work["requests"], 0)
+            self.assertGreater(work["direct_bytes"] + work["cached_bytes"], 0)
+        self.assertGreater(report["save"]["commit_seconds"], 0)
         self.assertEqual(list(self.directory.iterdir()), [])
         return report
 
@@ -420,6 +428,8 @@ class Bench(CommandTest):
         text = self.good("bench", self.directory, "--size", "1MB", "--repeat", "1")
         self.assertIn("save, durable", text)
         self.assertIn("load, cold", text)
+        for what in ["save: prepare", "load: plan"]:
+            self.assertRegex(text, rf"the last {what} \d+\.\d+ s, .* requests of \d+ pieces")
 
     def test_too_large_for_the_machine(self):
         self.assertIn("--size", self.fails(1, "bench", self.directory, "--size", "1000TiB"))

@@ -201,6 +201,10 @@ void print_text(const Arguments& arguments, const BenchReport& report) {
     fmt::print("{:<14}{:>9}{:>10}{:>9}  {}\n", "", "GiB/s", "seconds", "CPU-s", "extra memory");
     print_row("save, durable", median(report.saves), save.tensor_bytes);
     print_row("load, cold", median(report.loads), report.load.tensor_bytes);
+    const char* whose = arguments.ranks == 1 ? "" : ", of all ranks together";
+    fmt::print("\nthe last save{}: prepare {:.3f} s, {}, commit {:.3f} s\n", whose,
+               save.prepare_seconds, format_work(save.work), save.commit_seconds);
+    fmt::print("the last load{}: {}\n", whose, format_work(report.load.work));
 }
 
 Json report_to_json(const Arguments& arguments, const BenchReport& report) {
@@ -218,6 +222,11 @@ Json report_to_json(const Arguments& arguments, const BenchReport& report) {
     json["save"]["exchange"] = exchange_to_json(report.save);
     json["load"]["exchange"] = exchange_to_json(report.load.exchange);
     json["load"]["read_bytes"] = report.load.read_bytes;
+    // Of the last time, all ranks together.
+    json["save"]["prepare_seconds"] = report.save.prepare_seconds;
+    json["save"]["commit_seconds"] = report.save.commit_seconds;
+    json["save"]["work"] = to_json(report.save.work);
+    json["load"]["work"] = to_json(report.load.work);
     return json;
 }
 

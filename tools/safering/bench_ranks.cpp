@@ -128,7 +128,10 @@ SaveReport Ranks::save(const std::string& path) {
     on_every_rank([&](unsigned rank) {
         results[rank] = writers[rank].write_data(plans[rank], planners[rank]).get();
     });
-    return value_or_throw(coordinator.finish(global.metadata, std::move(results)));
+    SaveReport report = value_or_throw(coordinator.finish(global.metadata, std::move(results)));
+    for (unsigned rank = 1; rank < ranks; ++rank)
+        report.work += writers[rank].work();
+    return report;
 }
 
 LoadReport Ranks::load(const std::string& path) {
@@ -157,6 +160,7 @@ LoadReport Ranks::load(const std::string& path) {
         all.tensor_bytes += report.tensor_bytes;
         all.read_bytes += report.read_bytes;
         all.verified_bytes += report.verified_bytes;
+        all.work += report.work;
         all.exchange.process_memory_bytes += report.exchange.process_memory_bytes;
         all.exchange.shared_memory_bytes += report.exchange.shared_memory_bytes;
     }

@@ -14,6 +14,7 @@
 
 #include <safering/error.hpp>
 #include <safering/reactor.hpp>
+#include <safering/work_report.hpp>
 
 namespace safering::tools {
 
@@ -72,6 +73,7 @@ void print_json(const Json& json);
 Json to_json(const Error& error);
 Json to_json(const ReactorInfo& info);
 Json to_json(const FileSystemInfo& info);
+Json to_json(const WorkReport& work);
 /// The error as one line on standard error, with `json` also as {"error": ...} on standard output.
 ExitCode report_error(const Error& error, bool json);
 

@@ -53,6 +53,21 @@ std::string format_shape(const Shape& shape) {
     return fmt::format("[{}]", fmt::join(shape, ", "));
 }
 
+std::string format_work(const WorkReport& work) {
+    std::string out =
+        fmt::format("plan {:.3f} s, transfer {:.3f} s", work.plan_seconds, work.transfer_seconds);
+    if (work.stalls != 0)
+        out += fmt::format(" (stalled {:.3f} s in {})", work.stall_seconds, work.stalls);
+    out += fmt::format(", copy {:.3f} s", work.copy_seconds);
+    if (work.verify_seconds > 0)
+        out += fmt::format(", verify {:.3f} s", work.verify_seconds);
+    out += fmt::format(
+        ", flush {:.3f} s; {} requests of {} pieces, {} in flight, {} direct, {} cached",
+        work.flush_seconds, work.requests, work.pieces, work.most_in_flight,
+        format_bytes(work.direct_bytes), format_bytes(work.cached_bytes));
+    return out;
+}
+
 double gib_per_second(std::uint64_t bytes, std::chrono::duration<double> time) {
     constexpr double gib = 1024.0 * 1024 * 1024;
     return time.count() > 0 ? static_cast<double>(bytes) / gib / time.count() : 0;

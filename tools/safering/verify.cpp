@@ -28,6 +28,7 @@ Json report_to_json(const std::string& path, const VerifyReport& report,
         {"verified_bytes", report.verified_bytes},
         {"seconds", time.count()},
         {"gib_per_second", gib_per_second(report.read_bytes, time)},
+        {"work", to_json(report.work)},
         {"findings", std::move(findings)},
         {"unchecked", report.unchecked},
     };

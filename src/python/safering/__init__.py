@@ -7,16 +7,22 @@
 
 from ._errors import Error, StorageError
 from ._files import safe_open
+from ._native import prometheus_text
+from ._reports import LoadReport, SaveReport, WorkReport
 from ._runtime import info
 from ._steps import StepCheckpoint, latest, list_checkpoints, prune, recover, set_latest
 
 __all__ = [
     "Error",
+    "LoadReport",
+    "SaveReport",
     "StepCheckpoint",
     "StorageError",
+    "WorkReport",
     "info",
     "latest",
     "list_checkpoints",
+    "prometheus_text",
     "prune",
     "recover",
     "safe_open",

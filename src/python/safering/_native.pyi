@@ -15,6 +15,9 @@ _Progress: TypeAlias = Callable[[int, int], object] | None
 #: The format's names: "BOOL", "F4", ...
 dtype_names: tuple[str, ...]
 
+def prometheus_text() -> str:
+    """What all saves and loads of this process did since it began, in Prometheus' text format."""
+
 class Reactor:
     """The ring, or the pool of threads, and a pool of buffers. `backend`: "automatic", "io_uring" or "threads";
     `buffer_memory`: bytes, 8192 at least."""
@@ -87,6 +90,9 @@ class Writer:
 
     def results(self) -> bytes:
         """The results of a whole plan, when all of it has been written."""
+
+    def work(self) -> dict[str, Any]:
+        """The fields of a WorkReport: what was written for the last attempt."""
 
     def decline(self, plan: SavePlan, why: str) -> None:
         """Tells ranks that wait for this one in the plan's exchange that it will not write."""

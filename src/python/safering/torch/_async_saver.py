@@ -19,6 +19,7 @@ import torch.distributed as dist
 
 from .. import _native, _runtime
 from .._paths import make_directories
+from .._reports import SaveReport
 from ._limits import SaveLimits
 from ._planner import DefaultSavePlanner
 from ._plans import item_columns
@@ -59,12 +60,12 @@ class PendingSave:
     def done(self) -> bool:
         return self._native.wait(0)
 
-    def result(self, timeout: float | None = None) -> dict[str, Any]:
-        """path, attempt, files, tensor_bytes, replaced: on every rank. Raises what the save ended with, with rank,
+    def result(self, timeout: float | None = None) -> SaveReport:
+        """How it went: what was saved on every rank, the rest on the first alone. Raises what the save ended with, with rank,
         file and reason, and TimeoutError where it has not ended within `timeout` seconds."""
         if not self._native.wait(timeout):
             raise TimeoutError(f"the save to {self.path} has not ended after {timeout} seconds")
-        return self._native.report()
+        return SaveReport.of(self._native.report())
 
 
 class AsyncSaver:

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.storage import StorageReader
 from torch.distributed.checkpoint.utils import _api_bc_check, _DistWrapper
 from torch.distributed.tensor import DTensor
 
+from .._reports import LoadReport
 from ._dtypes import CODES, DTYPES, F4
 from ._plans import no_collection
 from ._planner import DefaultLoadPlanner
@@ -229,7 +230,7 @@ class _Load:
                 for tensor, buffer in zip(part.tensors, buffers):
                     tensor.detach().copy_(buffer, non_blocking=True)
             synchronize({tensor.device for tensor in part.tensors})
-        self._reader.report = report
+        self._reader.report = LoadReport(**report)
 
     def _fit(self, tensors: list[torch.Tensor]) -> bool:
         """Whether all can be read into as they are; one look at each."""

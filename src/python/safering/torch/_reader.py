@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from .. import _native, _runtime
+from .._reports import LoadReport
 from ._dtypes import CODES, DTYPES, F4, stored_shape, torch_shape
 from ._plans import no_collection
 from ._state import listed
@@ -94,7 +95,7 @@ class HuggingFaceStorageReader(_TorchReader):
         self.progress = progress
         #: How the last load went: tensor_bytes, read_bytes, verified_bytes, process_memory_bytes and
         #: shared_memory_bytes (taken from other ranks), backend, notes, ...
-        self.report: dict[str, Any] | None = None
+        self.report: LoadReport | None = None
         self._native: _native.Reader | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -201,7 +202,7 @@ class HuggingFaceStorageReader(_TorchReader):
         self._fill(items, targets, report, exchange)
         for item, target in zip(items, targets):
             planner.commit_tensor(item, target)
-        self.report = report
+        self.report = LoadReport(**report)
         future: Future[None] = Future()
         future.set_result(None)
         return future
@@ -259,13 +260,7 @@ class HuggingFaceStorageReader(_TorchReader):
 
     def _wait(self, report: dict[str, Any]) -> None:
         """For what native code was told to read; its sums of bytes go into `report`."""
-        done = self._native.wait(self.progress)
-        for key, value in done.items():
-            if key == "notes":
-                report[key] = list(dict.fromkeys([*report.get(key, []), *value]))
-            else:
-                is_sum = key.endswith("_bytes") and key != "buffer_bytes"
-                report[key] = report.get(key, 0) + value if is_sum else value
+        LoadReport.add(self._native.wait(self.progress), report)
 
 
 def _columns(items: list[ReadItem], codes: list[int]) -> tuple:

@@ -23,6 +23,7 @@ from torch.futures import Future
 
 from .. import _native, _runtime
 from .._paths import make_directories, sync_directory
+from .._reports import SaveReport, WorkReport
 from ._dtypes import CODES
 from ._layout import LAYOUT_KEY, RankLayout, entry, newest
 from ._limits import SaveLimits
@@ -117,7 +118,9 @@ class HuggingFaceStorageWriter(_TorchWriter):
         self.buffer_memory = buffer_memory
         self.progress = progress
         #: How the last save that this process committed went: path, files, tensor_bytes, backend, notes, ...
-        self.report: dict[str, Any] | None = None
+        self.report: SaveReport | None = None
+        #: What this rank wrote for the last save.
+        self.work: WorkReport | None = None
         self._native: _native.Writer | None = None
         self._prepared: list[RankLayout] = []
 
@@ -202,8 +205,8 @@ class HuggingFaceStorageWriter(_TorchWriter):
                 "hand them on as they are"
             )
         native, self._native, self._prepared = self._native, None, []
-        self.report = native.finish(packed)
-        for note in self.report["notes"]:
+        self.report = SaveReport.of(native.finish(packed))
+        for note in self.report.notes:
             logger.info("%s: %s", self._target, note)
 
     def _write_index(self, results: list[list[WriteResult]]) -> None:
@@ -284,6 +287,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
             if running is None:
                 self._decline(native_plan, error)
             raise
+        self.work = WorkReport(**native.work())
         return native.results()
 
 

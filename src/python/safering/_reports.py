@@ -1,0 +1,144 @@
+"""How a save or a load went."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+
+class _Fields(Mapping):
+    """A dataclass whose fields are read as those of a dictionary too."""
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self.__dataclass_fields__:
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dataclass_fields__)
+
+    def __len__(self) -> int:
+        return len(self.__dataclass_fields__)
+
+
+@dataclasses.dataclass(frozen=True)
+class WorkReport(_Fields):
+    """What one rank's write_data, or read_data, did. Copies are made while the disk works, so that the seconds of the
+    phases add up to more than `seconds`.
+
+    Attributes:
+        seconds: from the call to the end.
+        plan_seconds: checking, and cutting into requests.
+        transfer_seconds: from the first transfer to the end of the last.
+        stall_seconds, stalls: of these, with no transfer in the kernel's hands although there was more to do.
+        copy_seconds: copies to or from the buffers, with the digests of a save.
+        verify_seconds: the digests of a load.
+        pause_seconds: waiting to stay within SaveLimits.
+        flush_seconds: after the last transfer, fsync and close; of a load, the copies that were left.
+        requests, pieces: to the disk, and the pieces of tensors that they carried.
+        most_in_flight: requests at once.
+        direct_bytes, cached_bytes: past the page cache, and through it.
+        copied_cells, uncopied_cells: through a buffer, and from where they lay.
+        digests: that were taken.
+    """
+
+    seconds: float = 0.0
+    plan_seconds: float = 0.0
+    transfer_seconds: float = 0.0
+    stall_seconds: float = 0.0
+    stalls: int = 0
+    copy_seconds: float = 0.0
+    verify_seconds: float = 0.0
+    pause_seconds: float = 0.0
+    flush_seconds: float = 0.0
+    requests: int = 0
+    pieces: int = 0
+    most_in_flight: int = 0
+    direct_bytes: int = 0
+    cached_bytes: int = 0
+    copied_cells: int = 0
+    uncopied_cells: int = 0
+    digests: int = 0
+
+    def __add__(self, other: WorkReport) -> WorkReport:
+        """One after the other."""
+        sums = {name: self[name] + other[name] for name in self}
+        return WorkReport(**sums | {"most_in_flight": max(self.most_in_flight, other.most_in_flight)})
+
+
+@dataclasses.dataclass(frozen=True)
+class SaveReport(_Fields):
+    """Of a save, where it was committed.
+
+    Attributes:
+        path, attempt, files, tensor_bytes: what was saved, by all ranks.
+        replaced: whether an older checkpoint was.
+        process_memory_bytes, shared_memory_bytes: what ranks wrote for others of their host, and how they got it.
+        prepare_seconds, commit_seconds: of prepare_global_plan and finish.
+        work: what this rank wrote; others have their own, `writer.work`.
+        file_system: its type.
+        backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages: of this process's reactor.
+        notes: what did not go the fast way, and why.
+    """
+
+    path: str
+    attempt: str
+    files: int
+    tensor_bytes: int
+    replaced: bool
+    process_memory_bytes: int
+    shared_memory_bytes: int
+    prepare_seconds: float
+    commit_seconds: float
+    work: WorkReport
+    file_system: str
+    notes: list[str]
+    backend: str
+    reason: str
+    queue_depth: int
+    buffer_bytes: int
+    buffer_count: int
+    huge_pages: bool
+
+    @classmethod
+    def of(cls, native: dict[str, Any]) -> SaveReport:
+        return cls(**native | {"work": WorkReport(**native["work"])})
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport(_Fields):
+    """Of this rank's load.
+
+    Attributes:
+        tensor_bytes: that were asked for.
+        read_bytes, verified_bytes: from the files, and those of them that a digest covered.
+        process_memory_bytes, shared_memory_bytes: taken from other ranks of this host, which read and checked them.
+        work, notes, backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages: as of a save.
+    """
+
+    tensor_bytes: int
+    read_bytes: int
+    verified_bytes: int
+    process_memory_bytes: int
+    shared_memory_bytes: int
+    work: WorkReport
+    notes: list[str]
+    backend: str
+    reason: str
+    queue_depth: int
+    buffer_bytes: int
+    buffer_count: int
+    huge_pages: bool
+
+    @staticmethod
+    def add(native: dict[str, Any], sums: dict[str, Any]) -> None:
+        """Of several reads that are one load: bytes and work are summed in `sums`, notes told once."""
+        for key, value in native.items():
+            if key == "work":
+                sums[key] = sums.get(key, WorkReport()) + WorkReport(**value)
+            elif key == "notes":
+                sums[key] = list(dict.fromkeys([*sums.get(key, []), *value]))
+            else:
+                is_sum = key.endswith("_bytes") and key != "buffer_bytes"
+                sums[key] = sums.get(key, 0) + value if is_sum else value
