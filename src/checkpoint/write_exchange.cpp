@@ -35,9 +35,6 @@ Side* find(std::vector<Side>& sides, std::uint32_t rank) {
 } // namespace
 
 Result<std::unique_ptr<WriteExchange>> WriteExchange::make(Reactor& reactor, const SavePlan& plan) {
-    if (!PeerGroup::claim(reactor, plan.storage->attempt, plan.rank))
-        return safering::fail(Errc::plan_not_prepared, "write data",
-                              "the plan's exchange has taken place: prepare the save again");
     std::unique_ptr<WriteExchange> exchange(new WriteExchange(plan));
     auto group =
         PeerGroup::make(reactor, plan.storage->attempt, plan.rank, partners_of(exchange->plan_));
