@@ -11,7 +11,6 @@
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/strict_json.hpp"
-#include "large_memory.hpp"
 
 namespace safering::checkpoint {
 
@@ -81,7 +80,7 @@ class Collecting {
         std::size_t names = 0;
         for (std::size_t c = 0; c < chunks_.size(); ++c)
             names += c == 0 || name_of(chunks_[c]) != name_of(chunks_[c - 1]) ? 1 : 0;
-        reserve_large(out_.tensors, names);
+        out_.tensors.reserve(names);
         for (const Chunk& chunk : chunks_)
             if (auto added = add_chunk(chunk); !added)
                 if (auto reported = report(findings_, std::move(added.error())); !reported)

@@ -13,7 +13,6 @@
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
 #include "io/trace.hpp"
-#include "large_memory.hpp"
 #include "plan/load_exchange_plan.hpp"
 #include "plan/tensor_finder.hpp"
 
@@ -147,11 +146,7 @@ Result<Metadata> HuggingFaceStorageReader::read_metadata() {
     for (const StoredFile& file : opened->files)
         impl_->file_metadata.emplace(file.name, file.header.metadata);
     impl_->checkpoint = std::move(*opened);
-    const Metadata& metadata = impl_->checkpoint->metadata;
-    Metadata copy;
-    reserve_large(copy.tensors, metadata.tensors.size());
-    copy = metadata;
-    return copy;
+    return impl_->checkpoint->metadata;
 }
 
 Result<LoadPlan> HuggingFaceStorageReader::prepare_local_plan(LoadPlan plan) {
