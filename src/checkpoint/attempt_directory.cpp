@@ -8,6 +8,7 @@
 #include <utility>
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include "checkpoint/commit.hpp"
 #include "checkpoint/perform.hpp"
@@ -96,6 +97,7 @@ struct HeadsUnderWay::Writing : std::enable_shared_from_this<Writing> {
     std::size_t left = 0; // of the batch under way
     std::optional<Error> error;
     std::promise<void> ended;
+    const pid_t process = ::getpid();
 };
 
 HeadsUnderWay::HeadsUnderWay(std::shared_ptr<Writing> writing) : writing_(std::move(writing)) {}
@@ -104,6 +106,8 @@ Result<void> HeadsUnderWay::wait() {
     const auto writing = std::exchange(writing_, nullptr);
     if (!writing)
         return {};
+    if (::getpid() != writing->process) // nobody is there to end it
+        return fail(Errc::io_forked, "write the heads of files");
     writing->ended.get_future().wait();
     writing->opened.clear();
     if (writing->error)

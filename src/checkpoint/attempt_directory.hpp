@@ -17,8 +17,8 @@ namespace safering::checkpoint {
 class HeadsUnderWay {
   public:
     HeadsUnderWay() = default; // none
-    /// Blocks until they are durable, and closes their files. The first error, told once. Not on the reactor's
-    /// thread; no commit before it has ended well.
+    /// Blocks until they are durable, and closes their files. The first error, told once; io_forked at once in a
+    /// forked child. Not on the reactor's thread; no commit before it has ended well.
     Result<void> wait();
 
   private:

@@ -61,6 +61,7 @@ void PeerGroup::decline(Reactor& reactor, std::string_view exchange, std::uint32
     const auto hub = reactor.peers();
     if (!hub)
         return; // and so nobody reaches this rank: they see it
+    (*hub)->refuse(key_of(exchange, rank));
     for (const ExchangePeer& partner : partners) {
         auto socket = (*hub)->connect(partner.endpoint, key_of(exchange, partner.rank), rank);
         if (!socket) // whoever is gone needs no word

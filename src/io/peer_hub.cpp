@@ -8,7 +8,9 @@
 #include <random>
 #include <utility>
 
+#include <boost/asio/post.hpp>
 #include <fmt/format.h>
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -77,6 +79,11 @@ std::optional<std::pair<std::string, std::uint32_t>> parse_name(std::string_view
     return std::pair(std::string(name.substr(0, before)), rank);
 }
 
+bool hung_up(const Descriptor& connection) {
+    pollfd polled{.fd = connection.get(), .events = 0, .revents = 0};
+    return ::poll(&polled, 1, 0) == 1 && (polled.revents & POLLHUP) != 0;
+}
+
 std::unexpected<Error> system_failure(std::string operation, std::string detail = {}) {
     return fail({errno, std::system_category()}, std::move(operation), std::move(detail));
 }
@@ -102,8 +109,8 @@ PeerHub::PeerHub(Executor executor, Descriptor listening, std::string endpoint)
       endpoint_(std::move(endpoint)) {}
 
 bool PeerHub::claim(std::string key) {
-    const std::lock_guard lock(claimed_mutex_);
-    return claimed_.insert(std::move(key)).second;
+    const std::lock_guard lock(known_mutex_);
+    return known_.emplace(std::move(key), Stage::claimed).second;
 }
 
 Result<std::shared_ptr<PeerSocket>> PeerHub::connect(const std::string& endpoint,
@@ -140,9 +147,34 @@ void PeerHub::expect(const std::string& key, OnConnected on_connected) {
 
 // While nobody expects anything nothing is waited for, so that an embedder's io_context runs out of work.
 void PeerHub::forget(const std::string& key) {
+    set_over(key);
     expected_.erase(key);
     if (expected_.empty())
         listening_.cancel();
+}
+
+void PeerHub::refuse(std::string key) {
+    if (!set_over(key))
+        return;
+    boost::asio::post(executor_, [weak = weak_from_this(), key = std::move(key)] {
+        if (const auto self = weak.lock())
+            std::erase_if(self->early_, [&](const Arrived& arrived) { return arrived.key == key; });
+    });
+}
+
+bool PeerHub::set_over(const std::string& key) {
+    const std::lock_guard lock(known_mutex_);
+    const auto known = known_.find(key);
+    if (known == known_.end())
+        return false; // it may be expected again
+    known->second = Stage::over;
+    return true;
+}
+
+bool PeerHub::is_over(const std::string& key) const {
+    const std::lock_guard lock(known_mutex_);
+    const auto known = known_.find(key);
+    return known != known_.end() && known->second == Stage::over;
 }
 
 void PeerHub::wait_for_connections() {
@@ -187,8 +219,6 @@ void PeerHub::take(Descriptor connection) {
 }
 
 void PeerHub::route(Arrived arrived) {
-    // Nobody may ever come for one; they are few, and a rank that dies closes its end.
-    constexpr std::size_t most_early = 256;
     const auto expected = expected_.find(arrived.key);
     if (expected != expected_.end()) {
         const OnConnected on_connected = expected->second; // it may forget the key
@@ -196,8 +226,17 @@ void PeerHub::route(Arrived arrived) {
                      arrived.rank);
         return;
     }
-    if (early_.size() == most_early)
-        early_.erase(early_.begin());
+    if (!is_over(arrived.key)) // else its rank sees the end of the connection
+        keep(std::move(arrived));
+}
+
+// Nobody may ever come for one. One whose rank has hung up is kept while there is room: it may tell why.
+void PeerHub::keep(Arrived arrived) {
+    constexpr std::size_t most_early = 256;
+    if (early_.size() == most_early) {
+        const auto gone = std::ranges::find_if(early_, hung_up, &Arrived::connection);
+        early_.erase(gone == early_.end() ? early_.begin() : gone);
+    }
     early_.push_back(std::move(arrived));
 }
 

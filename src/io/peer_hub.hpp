@@ -11,7 +11,6 @@
 #include <memory>
 #include <mutex>
 #include <optional>
-#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -22,7 +21,7 @@
 
 namespace safering {
 
-/// All but endpoint() and claim() on the executor's thread.
+/// All but endpoint(), claim() and refuse() on the executor's thread.
 class PeerHub : public std::enable_shared_from_this<PeerHub> {
   public:
     using Executor = PeerSocket::Executor;
@@ -43,7 +42,11 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     /// Calls back for every connection that asks for `key`, those that came already included, until
     /// forget(key). The sockets are not started.
     void expect(const std::string& key, OnConnected on_connected);
+    /// Whoever asks for a key that was claimed finds the connection closed from now on: it takes place once. Others may
+    /// be expected again.
     void forget(const std::string& key);
+    /// The same for one that has not been expected, and for those that came already. Any thread.
+    void refuse(std::string key);
     /// Looks for connections now.
     void poll() { accept_all(); }
 
@@ -59,6 +62,9 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     void accept_all();
     void take(Descriptor connection);
     void route(Arrived arrived);
+    void keep(Arrived arrived);
+    bool set_over(const std::string& key);
+    bool is_over(const std::string& key) const;
 
     Executor executor_;
     boost::asio::posix::stream_descriptor listening_;
@@ -67,8 +73,9 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     // For ranks of this process that have not come so far.
     std::vector<Arrived> early_;
     bool waiting_ = false;
-    std::mutex claimed_mutex_;
-    std::set<std::string> claimed_; // of all exchanges that there were, some bytes each
+    enum class Stage : std::uint8_t { claimed, over };
+    mutable std::mutex known_mutex_;
+    std::map<std::string, Stage> known_; // of all exchanges that there were, some bytes each
 };
 
 } // namespace safering

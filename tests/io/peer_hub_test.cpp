@@ -1,0 +1,154 @@
+// Connections of ranks that come early, late, or for nobody.
+#include "io/peer_hub.hpp"
+
+#include <filesystem>
+#include <iterator>
+
+#include <boost/asio/io_context.hpp>
+
+#include <gtest/gtest.h>
+
+namespace safering::test {
+namespace {
+
+std::int64_t open_descriptors() {
+    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {});
+}
+
+struct Hub {
+    Hub() : hub(value_or_throw(PeerHub::create(context.get_executor()))) {}
+
+    std::shared_ptr<PeerSocket> connect(const std::string& key) {
+        return value_or_throw(hub->connect(hub->endpoint(), key, 7));
+    }
+    void expect(const std::string& key, int& count) {
+        hub->expect(key, [&count](const std::shared_ptr<PeerSocket>&, std::uint32_t rank) {
+            count += rank == 7;
+        });
+    }
+    void settle() {
+        context.restart();
+        context.poll();
+        hub->poll();
+    }
+
+    boost::asio::io_context context;
+    std::shared_ptr<PeerHub> hub;
+};
+
+TEST(PeerHub, WhoComesEarlyIsKept) {
+    Hub hub;
+    int other = 0, wanted = 0;
+    hub.expect("other", other); // somebody looks
+    const auto socket = hub.connect("wanted");
+    hub.settle();
+    hub.expect("wanted", wanted);
+    EXPECT_EQ(wanted, 1);
+    EXPECT_EQ(other, 0);
+    hub.hub->forget("wanted");
+    hub.hub->forget("other");
+    hub.settle();
+}
+
+// A rank whose partner has failed before it came itself connects to somebody who never comes again.
+TEST(PeerHub, WhoComesTooLateIsNotKept) {
+    Hub hub;
+    int ignored = 0;
+    hub.expect("other", ignored);
+    hub.settle();
+    const std::int64_t before = open_descriptors();
+    for (int i = 0; i < 20; ++i) {
+        const std::string key = "exchange-" + std::to_string(i);
+        ASSERT_TRUE(hub.hub->claim(key));
+        hub.expect(key, ignored);
+        hub.hub->forget(key);
+        std::string why;
+        const auto late = hub.connect(key);
+        late->start({.on_message = [](std::span<const std::byte>, const Descriptor&) {},
+                     .on_closed = [&](std::string text) { why = std::move(text); }});
+        hub.settle();
+        hub.settle();
+        EXPECT_NE(why, "") << "it would wait for ever";
+    }
+    EXPECT_EQ(open_descriptors(), before);
+    hub.hub->forget("other");
+    hub.settle();
+}
+
+TEST(PeerHub, WhoComesForOneThatWasRefusedIsNotKept) {
+    Hub hub;
+    int other = 0;
+    ASSERT_TRUE(hub.hub->claim("refused"));
+    hub.expect("other", other);
+    hub.settle();
+    const std::int64_t before = open_descriptors();
+    hub.connect("refused")->close(); // came before
+    hub.settle();
+    hub.hub->refuse("refused");
+    hub.settle();
+    hub.connect("refused")->close(); // and after
+    hub.settle();
+    EXPECT_EQ(open_descriptors(), before);
+    hub.hub->forget("other");
+    hub.settle();
+}
+
+// A save's plan may be written again after a failure: by some ranks sooner than by others.
+TEST(PeerHub, WhatIsNotClaimedMayComeAgain) {
+    Hub hub;
+    int other = 0, again = 0;
+    hub.expect("other", other);
+    hub.expect("save", again);
+    hub.hub->forget("save");
+    hub.hub->refuse("save");
+    const auto waits = hub.connect("save");
+    hub.settle();
+    hub.expect("save", again);
+    EXPECT_EQ(again, 1);
+    hub.hub->forget("save");
+    hub.hub->forget("other");
+    hub.settle();
+}
+
+// A rank that waits must not lose its place to connections that nobody holds any more.
+TEST(PeerHub, WhoHasHungUpGoesBeforeWhoWaits) {
+    Hub hub;
+    int other = 0, wanted = 0;
+    hub.expect("other", other);
+    const auto waits = hub.connect("wanted");
+    hub.settle();
+    for (int i = 0; i < 300; ++i) {
+        hub.connect("nobody")->close();
+        hub.settle();
+    }
+    hub.expect("wanted", wanted);
+    EXPECT_EQ(wanted, 1);
+    hub.hub->forget("wanted");
+    hub.hub->forget("other");
+    hub.settle();
+}
+
+// A rank that fails before its partner has come says why, and hangs up.
+TEST(PeerHub, WhoHasHungUpIsStillHeard) {
+    Hub hub;
+    int other = 0;
+    std::size_t bytes = 0;
+    hub.expect("other", other);
+    const auto early = hub.connect("wanted");
+    early->send(std::vector<std::byte>(3));
+    early->close();
+    hub.settle();
+    hub.hub->expect("wanted", [&](const std::shared_ptr<PeerSocket>& socket, std::uint32_t) {
+        socket->start({.on_message = [&](std::span<const std::byte> message,
+                                         const Descriptor&) { bytes = message.size(); },
+                       .on_closed = [](const std::string&) {}});
+    });
+    hub.settle();
+    EXPECT_EQ(bytes, 3u);
+    hub.hub->forget("wanted");
+    hub.hub->forget("other");
+    hub.settle();
+}
+
+} // namespace
+} // namespace safering::test
