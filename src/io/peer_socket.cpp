@@ -4,6 +4,7 @@
 #include <cerrno>
 #include <cstring>
 
+#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -37,6 +38,8 @@ PeerSocket::PeerSocket(Executor executor, Descriptor connected)
         const auto pidfd = static_cast<int>(::syscall(SYS_pidfd_open, process_, 0));
         if (pidfd >= 0) // without one (a kernel before 5.3) the socket's end has to do
             life_.emplace(executor, pidfd);
+        else
+            gone_ = errno == ESRCH; // a child of it may hold the socket
     }
 }
 
@@ -57,14 +60,16 @@ void PeerSocket::wait_readable() {
 }
 
 void PeerSocket::wait_for_death() {
-    if (!life_)
-        return;
-    life_->async_wait(life_->wait_read, [self = shared_from_this()](auto error) {
+    const auto on_death = [self = shared_from_this()](boost::system::error_code error) {
         if (error || !self->handlers_)
             return;
         self->receive(); // what it said before
         self->end(fmt::format("process {} has ended", self->process_));
-    });
+    };
+    if (life_)
+        life_->async_wait(life_->wait_read, on_death);
+    else if (gone_)
+        boost::asio::post(socket_.get_executor(), [on_death] { on_death({}); });
 }
 
 // What is there, until the peer's end or nothing more; somebody who sends for ever must not have the thread.

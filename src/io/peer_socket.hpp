@@ -77,6 +77,7 @@ class PeerSocket : public std::enable_shared_from_this<PeerSocket> {
 
     boost::asio::posix::stream_descriptor socket_;
     std::optional<boost::asio::posix::stream_descriptor> life_; // a pidfd
+    bool gone_ = false;                                         // before there could be one
     std::shared_ptr<Handlers> handlers_;
     std::deque<Outgoing> outgoing_;
     bool draining_ = false;

@@ -1,9 +1,15 @@
 // Messages between processes of one host.
 #include "io/peer_socket.hpp"
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 
+#include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <gtest/gtest.h>
 
@@ -37,6 +43,49 @@ TEST(PeerSocket, WhatIsSaidLastLeavesBeforeTheEnd) {
     ASSERT_LT(received, messages); // the socket was full
     socket->close();               // there is room, and the loop has not told
     EXPECT_EQ(received + receive_all(other.get()), messages);
+}
+
+// Listens, leaves the socket to a child that lives until `hold` closes, and is gone.
+void listen_and_die(const sockaddr_un& address, socklen_t length, const std::array<int, 2>& hold) {
+    const pid_t listener = ::fork();
+    if (listener == 0) {
+        const int socket = ::socket(AF_UNIX, SOCK_SEQPACKET, 0);
+        const bool good =
+            ::bind(socket, reinterpret_cast<const sockaddr*>(&address), length) == 0 &&
+            ::listen(socket, 1) == 0;
+        if (good && ::fork() == 0) {
+            ::close(hold[1]);
+            char byte = 0;
+            ::_exit(::read(hold[0], &byte, 1) == 0 ? 0 : 1);
+        }
+        ::_exit(good ? 0 : 1);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(listener, &status, 0), listener);
+    ASSERT_EQ(status, 0);
+}
+
+TEST(PeerSocket, AProcessThatIsGoneIsHeardOfThoughAChildHoldsItsSocket) {
+    std::array<int, 2> hold{};
+    ASSERT_EQ(::pipe2(hold.data(), O_CLOEXEC), 0);
+    const Descriptor reading(hold[0]), writing(hold[1]);
+    sockaddr_un address{};
+    address.sun_family = AF_UNIX;
+    const std::string name = "safering-peer-socket-test-" + std::to_string(::getpid());
+    std::ranges::copy(name, address.sun_path + 1);
+    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
+    listen_and_die(address, length, hold);
+
+    Descriptor connected(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::connect(connected.get(), reinterpret_cast<const sockaddr*>(&address), length), 0);
+    boost::asio::io_context context;
+    const auto socket = std::make_shared<PeerSocket>(context.get_executor(), std::move(connected));
+    std::string why;
+    socket->start({.on_message = [](std::span<const std::byte>, const Descriptor&) {},
+                   .on_closed = [&](std::string said) { why = std::move(said); }});
+    while (why.empty() && context.run_one_for(std::chrono::seconds(60)) != 0)
+        ;
+    EXPECT_NE(why.find("has ended"), std::string::npos) << why;
 }
 
 } // namespace
