@@ -64,7 +64,10 @@ def train_and_save(rank, destination, meeting):
     begin = time.perf_counter()
     dcp.save(get_model_state_dict(model), storage_writer=writer)
     if rank == 0:
-        saved = {"embedding": embedding, "seconds": time.perf_counter() - begin, **writer.report}
+        seconds = time.perf_counter() - begin
+        report = writer.report
+        saved = {"embedding": embedding, "seconds": seconds, "tensor_bytes": report.tensor_bytes}
+        saved |= {"backend": report.backend, "reason": report.reason}
         torch.save(saved, f"{meeting}/saved")
     dist.destroy_process_group()
 
@@ -103,8 +106,8 @@ def main(destination):
     model, report, seconds = load(destination)
     same = difference(embed(model), saved["embedding"])
     print(
-        f"python  loaded on 1 rank: {report['tensor_bytes'] / GIB / seconds:.2f} GiB/s, "
-        f"{report['verified_bytes'] / report['read_bytes']:.0%} of the bytes verified, same embedding {same}"
+        f"python  loaded on 1 rank: {report.tensor_bytes / GIB / seconds:.2f} GiB/s, "
+        f"{report.verified_bytes / report.read_bytes:.0%} of the bytes verified, same embedding {same}"
     )
     same = difference(embed(transformers.AutoModel.from_pretrained(destination)), saved["embedding"])
     print(f"python  transformers loads the same files by itself, same embedding {same}")
