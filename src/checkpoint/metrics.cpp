@@ -37,6 +37,10 @@ struct Counters {
     std::uint64_t loaded_bytes = 0;
     std::uint64_t verified_bytes = 0;
     std::uint64_t mismatches = 0;
+
+    std::array<std::pair<std::string_view, const Jobs*>, 2> directions() const {
+        return {{{"write", &writes}, {"read", &reads}}};
+    }
 };
 
 // Never destroyed: a thread may end a job while the process ends.
@@ -63,8 +67,8 @@ class Text {
     template <typename Value>
     void both(std::string_view name, std::string_view help, const Counters& of, Value value) {
         begin(name, help);
-        add("{direction=\"write\"}", value(of.writes));
-        add("{direction=\"read\"}", value(of.reads));
+        for (const auto& [direction, jobs] : of.directions())
+            add(fmt::format("{{direction=\"{}\"}}", direction), value(*jobs));
     }
     std::string take() { return std::move(out_); }
 
@@ -83,16 +87,14 @@ std::string to_text(const Counters& of) {
              "Bytes of tensors in the checkpoints committed here, of all ranks.", of.saved_bytes);
     text.one("commit_seconds_total", "Seconds of finish.", of.commit_seconds);
     text.begin("jobs_total", "Calls of write_data and read_data that have ended.");
-    for (const auto& [direction, jobs] :
-         {std::pair("write", &of.writes), std::pair("read", &of.reads)}) {
+    for (const auto& [direction, jobs] : of.directions()) {
         text.add(fmt::format("{{direction=\"{}\",result=\"good\"}}", direction), jobs->good);
         text.add(fmt::format("{{direction=\"{}\",result=\"failed\"}}", direction), jobs->failed);
     }
     text.both("job_seconds_total", "Seconds from their calls to their ends.", of,
               [](const Jobs& jobs) { return jobs.work.seconds; });
     text.begin("phase_seconds_total", "Seconds by phase; copies are made while the disk works.");
-    for (const auto& [direction, jobs] :
-         {std::pair("write", &of.writes), std::pair("read", &of.reads)}) {
+    for (const auto& [direction, jobs] : of.directions()) {
         const WorkReport& work = jobs->work;
         const std::array<std::pair<std::string_view, double>, 7> phases{
             {{"plan", work.plan_seconds},
@@ -106,8 +108,7 @@ std::string to_text(const Counters& of) {
             text.add(fmt::format("{{direction=\"{}\",phase=\"{}\"}}", direction, phase), seconds);
     }
     text.begin("transferred_bytes_total", "Bytes of requests, past the page cache and through it.");
-    for (const auto& [direction, jobs] :
-         {std::pair("write", &of.writes), std::pair("read", &of.reads)}) {
+    for (const auto& [direction, jobs] : of.directions()) {
         text.add(fmt::format("{{direction=\"{}\",way=\"direct\"}}", direction),
                  jobs->work.direct_bytes);
         text.add(fmt::format("{{direction=\"{}\",way=\"cached\"}}", direction),

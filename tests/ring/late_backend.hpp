@@ -3,13 +3,14 @@
 
 #include <mutex>
 
-#include "io/backend.hpp"
+#include "../io/forwarding_backend.hpp"
 
 namespace safering::test {
 
-class LateBackend final : public Backend {
+class LateBackend final : public ForwardingBackend {
   public:
-    explicit LateBackend(std::unique_ptr<Backend> backend) : backend_(std::move(backend)) {}
+    explicit LateBackend(std::unique_ptr<Backend> backend)
+        : ForwardingBackend(std::move(backend)) {}
 
     /// From now on transfers wait. Any thread, as what follows.
     void hold() {
@@ -34,7 +35,7 @@ class LateBackend final : public Backend {
             const std::lock_guard lock(mutex_);
             wake_ = wake;
         }
-        backend_->begin(std::move(wake));
+        ForwardingBackend::begin(std::move(wake));
     }
     void start(Operation& operation) override {
         const Opcode op = operation.request.op;
@@ -43,7 +44,7 @@ class LateBackend final : public Backend {
             if (held_)
                 return late_.push_back(&operation);
         }
-        backend_->start(operation);
+        ForwardingBackend::start(operation);
     }
     void flush() override {
         std::vector<Operation*> begun;
@@ -53,22 +54,11 @@ class LateBackend final : public Backend {
                 begun.swap(late_);
         }
         for (Operation* operation : begun)
-            backend_->start(*operation);
-        backend_->flush();
-    }
-    void reap(std::vector<Operation*>& ended) override { backend_->reap(ended); }
-    unsigned capacity() const override { return backend_->capacity(); }
-    BackendKind kind() const override { return backend_->kind(); }
-    const std::string& reason() const override { return backend_->reason(); }
-    std::uint64_t resume_alignment(int file) const override {
-        return backend_->resume_alignment(file);
-    }
-    Result<FileSystemInfo> file_system(const std::string& directory) override {
-        return backend_->file_system(directory);
+            ForwardingBackend::start(*operation);
+        ForwardingBackend::flush();
     }
 
   private:
-    std::unique_ptr<Backend> backend_;
     mutable std::mutex mutex_;
     bool held_ = false;
     Wake wake_;

@@ -5,14 +5,14 @@
 #include <cerrno>
 #include <random>
 
-#include "io/backend.hpp"
+#include "../io/forwarding_backend.hpp"
 
 namespace safering::test {
 
-class FaultyBackend final : public Backend {
+class FaultyBackend final : public ForwardingBackend {
   public:
     FaultyBackend(std::unique_ptr<Backend> backend, std::uint64_t seed)
-        : backend_(std::move(backend)), random_(seed) {}
+        : ForwardingBackend(std::move(backend)), random_(seed) {}
 
     /// One operation in so many; 0: none. Any thread.
     void fail_one_in(unsigned operations) { one_in_ = operations; }
@@ -20,37 +20,26 @@ class FaultyBackend final : public Backend {
 
     void begin(Wake wake) override {
         wake_ = wake;
-        backend_->begin(std::move(wake));
+        ForwardingBackend::begin(std::move(wake));
     }
     void start(Operation& operation) override {
         const unsigned one_in = one_in_;
         // A close that fails has closed all the same.
         if (one_in == 0 || operation.request.op == Opcode::close || random_() % one_in != 0)
-            return backend_->start(operation);
+            return ForwardingBackend::start(operation);
         operation.completion = {
             .error = {random_() % 2 == 0 ? EIO : ENOSPC, std::system_category()}};
         ended_.push_back(&operation);
         ++failed_;
         wake_();
     }
-    void flush() override { backend_->flush(); }
     void reap(std::vector<Operation*>& ended) override {
         ended.insert(ended.end(), ended_.begin(), ended_.end());
         ended_.clear();
-        backend_->reap(ended);
-    }
-    unsigned capacity() const override { return backend_->capacity(); }
-    BackendKind kind() const override { return backend_->kind(); }
-    const std::string& reason() const override { return backend_->reason(); }
-    std::uint64_t resume_alignment(int file) const override {
-        return backend_->resume_alignment(file);
-    }
-    Result<FileSystemInfo> file_system(const std::string& directory) override {
-        return backend_->file_system(directory);
+        ForwardingBackend::reap(ended);
     }
 
   private:
-    std::unique_ptr<Backend> backend_;
     std::mt19937_64 random_;
     Wake wake_;
     std::vector<Operation*> ended_;
