@@ -16,8 +16,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ([], ["step-1000/safering.manifest.json", "step-2000/safering.manifest.json"]),
     "docs/python.md": (
-        ["transformers"],
+        ["transformers", "torch_checkpointing"],
         ["step-1000/safering.manifest.json", "checkpoints/latest", "bert/config.json", "many/safering.manifest.json",
+         "native/step-1000/model_0.pt",
          "titan/sharded/safering.manifest.json", "titan/model.safetensors.index.json"],
     ),
     "docs/operations.md": ([], ["safering-seccomp.json"]),
