@@ -1,6 +1,6 @@
 """What safering's storage makes of PyTorch's torch_checkpointing, beside that package's own local storage.
 
-    python bench/checkpoint_storage.py DIR [GIB [ROUNDS]]
+    python bench/checkpoint_storage.py DIR [--size MIB] [--rounds ROUNDS]
 
 Both save and load the same model through CheckpointManager, in interleaved rounds after one that does not count. Saves
 end durable: the package's own storage syncs nothing, so its files and directories are synced after it, in its time.
@@ -9,10 +9,10 @@ Loads are cold. Prints medians, and the fastest and slowest round.
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import statistics
-import sys
 import time
 
 import torch
@@ -72,15 +72,19 @@ def measure(directory: str, name: str, state: dict[str, torch.Tensor], target: d
 
 
 def main() -> None:
-    if not 2 <= len(sys.argv) <= 4:
-        sys.exit("usage: python bench/checkpoint_storage.py DIR [GIB [ROUNDS]]")
-    directory, gib, rounds = sys.argv[1], float((sys.argv + ["1"] * 2)[2]), int((sys.argv + ["5"] * 2)[3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("directory", metavar="DIR")
+    parser.add_argument("--size", type=int, default=1024, metavar="MIB")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    directory, count = arguments.directory, arguments.size // 16
+    if count < 1 or arguments.rounds < 1:
+        parser.error("a size of 16 MiB and one round is the least")
     os.makedirs(directory, exist_ok=True)
-    count = int(gib * 2**30) // (16 << 20)
     state = {f"layers.{i}.weight": torch.randn(2048, 2048) for i in range(count)}
     target = {name: torch.zeros_like(tensor) for name, tensor in state.items()}
     samples: dict[str, list[list[float]]] = {name: [] for name in STORAGES}
-    for number in range(rounds + 1):
+    for number in range(arguments.rounds + 1):
         for name in list(samples):
             try:
                 sample = measure(directory, name, state, target)
