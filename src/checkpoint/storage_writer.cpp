@@ -170,6 +170,12 @@ struct HuggingFaceStorageWriter::Impl {
     }
 
     Result<void> check_parent(Reactor& running) {
+        if (target.name.empty())
+            return std::unexpected(Error{.code = std::make_error_code(std::errc::invalid_argument),
+                                         .operation = "prepare global plan",
+                                         .file = target.path,
+                                         .detail = "the root directory is no checkpoint; name one "
+                                                   "inside it"});
         auto status = perform(running, {.op = Opcode::stat, .path = target.parent});
         if (!status) {
             status.error().operation = "prepare global plan";

@@ -44,6 +44,7 @@ void bind_retention(py::module_& module);
 void bind_staging(py::module_& module);
 void bind_async_saver(py::module_& module);
 void bind_stored_file(py::module_& module);
+void bind_any_file(py::module_& module);
 
 /// A tuple (or any sequence) of ints, as torch.Size is one.
 Shape to_shape(py::handle numbers);
