@@ -89,27 +89,44 @@ def torch_load(_, directory):
     return torch.load(directory / "model.pt", weights_only=True)
 
 
-def manager():
-    from torch_checkpointing import CheckpointManager
+def own_storage():
     from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 
-    config = CheckpointManager.Config.with_sync_save()
     # Its direct writes are not aligned; ext4 and xfs refuse them.
-    config.storage_config = LocalFileSystemStorageConfig(use_direct_io=False)
+    return LocalFileSystemStorageConfig(use_direct_io=False)
+
+
+def our_storage():
+    from safering.torch_checkpointing import SaferingStorageConfig
+
+    return SaferingStorageConfig()
+
+
+def manager(storage):
+    from torch_checkpointing import CheckpointManager
+
+    config = CheckpointManager.Config.with_sync_save()
+    config.storage_config = storage()
     return CheckpointManager(config)
 
 
-def checkpointing_save(state, directory):
-    saver = manager()
-    saver.save(str(directory / "step"), {"model": state})
-    saver.close()
+def checkpointing_save(storage):
+    def save(state, directory):
+        saver = manager(storage)
+        saver.save(str(directory / "step"), {"model": state})
+        saver.close()
+
+    return save
 
 
-def checkpointing_load(target, directory):
-    loader = manager()
-    loaded = loader.load(str(directory / "step"), into={"model": target})
-    loader.close()
-    return loaded["model"]
+def checkpointing_load(storage):
+    def load(target, directory):
+        loader = manager(storage)
+        loaded = loader.load(str(directory / "step"), into={"model": target})
+        loader.close()
+        return loaded["model"]
+
+    return load
 
 
 def fast_save(state, directory):
@@ -140,7 +157,9 @@ PEERS = {peer.name: peer for peer in (
     Peer("PyTorch DCP, Hugging Face", "torch", dcp_save("torch.distributed.checkpoint"), dcp_load("torch.distributed.checkpoint")),
     Peer("safetensors", "safetensors.torch", plain_save, plain_load),
     Peer("torch.save, torch.load", "torch", torch_save, torch_load),
-    Peer("torch_checkpointing", "torch_checkpointing", checkpointing_save, checkpointing_load),
+    Peer("torch_checkpointing", "torch_checkpointing", checkpointing_save(own_storage), checkpointing_load(own_storage)),
+    Peer("safering, torch_checkpointing", "safering.torch_checkpointing", checkpointing_save(our_storage),
+         checkpointing_load(our_storage), durable=True),
     Peer("fastsafetensors", "fastsafetensors", fast_save, fast_load),
     Peer("Run:ai model streamer", "runai_model_streamer", None, streamer_load),
 )}

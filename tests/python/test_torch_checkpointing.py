@@ -177,6 +177,7 @@ def test_what_cannot_be_serialised_leaves_no_file(save, tmp_path):
         pending = checkpoints.save(str(tmp_path / "step"), {"model": {"x": torch.ones(3), "y": Unpicklable()}})
         if pending is not None:
             pending.result()
+    checkpoints.close()
     assert not (tmp_path / "step").exists()
     assert [name for _, _, names in os.walk(tmp_path) for name in names] == []
 
