@@ -4,7 +4,8 @@
     python bench/async_save.py DIR [--size 2GiB] [--runs 5] [--threads 1] [--share 0.1] [--json FILE]
 
 Needs torch, safetensors and the installed package safering. Every round runs each side once in a fresh process, where
-the first save pays for the memory and the second is measured; the first round is dropped, the rest give medians.
+the first save pays for the memory and the second is measured; round 0 is dropped, the rest give medians. A round takes
+a minute or two; each result is told, and kept in the JSON, as it comes.
 
 Columns: steps a second while the save is under way and after it, as shares of those before it; the call (it blocks
 the loop), the longest step of the loop, and the seconds of training that the save cost in all; how long it took.
@@ -138,9 +139,16 @@ def main():
     if arguments.directory is None:
         parser.error("DIR is needed")
     results = {side: [] for side in SIDES}
-    for _ in range(arguments.runs + 1):
+    for number in range(arguments.runs + 1):
         for side in SIDES:
-            results[side].append(run(arguments, arguments.directory, side))
+            result = run(arguments, arguments.directory, side)
+            results[side].append(result)
+            row = ", ".join(f"{name} {result[name]:.2f}" for name in (*COLUMNS, "first call"))
+            print(f"round {number} of {arguments.runs}, {side}: {row}", file=sys.stderr)
+            if arguments.json:
+                arguments.json.write_text(
+                    json.dumps({"arguments": vars(arguments), "rounds": results}, indent=2, default=str)
+                )
     medians = {
         side: {key: statistics.median(one[key] for one in rounds[1:]) for key in (*COLUMNS, "first call")}
         for side, rounds in results.items()
@@ -148,8 +156,6 @@ def main():
     print(f"{'':22}" + "".join(f"{name:>14}" for name in (*COLUMNS, "first call")))
     for side, row in medians.items():
         print(f"{side:22}" + "".join(f"{row[key]:14.2f}" for key in (*COLUMNS, "first call")))
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"arguments": vars(arguments), "rounds": results}, indent=2, default=str))
 
 
 if __name__ == "__main__":

@@ -315,6 +315,13 @@ class Opening {
     std::map<std::string_view, const ManifestFile*> expected_;
 };
 
+// Names from before a switch, and a manifest or files from after it: further looks tell that from damage.
+bool may_be_a_switch(const Error& error) {
+    return error.code == Errc::checkpoint_file_missing || error.code == Errc::checkpoint_conflict ||
+           error.code == Errc::checkpoint_digest_mismatch ||
+           error.code == std::errc::no_such_file_or_directory;
+}
+
 } // namespace
 
 Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& path, bool strict,
@@ -323,20 +330,24 @@ Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& pa
     constexpr int tries = 10;
     const std::size_t found_before = findings == nullptr ? 0 : findings->size();
     for (int i = 0; i < tries; ++i) {
+        const bool last = i + 1 == tries;
         if (findings != nullptr)
             findings->resize(found_before);
         auto list = list_checkpoint(reactor, path, strict, findings);
         if (!list) {
-            // Names from before a switch and a manifest from after it: further looks tell that from damage.
-            const auto code = list.error().code;
-            if (i + 1 < tries &&
-                (code == Errc::checkpoint_file_missing || code == Errc::checkpoint_conflict ||
-                 code == Errc::checkpoint_digest_mismatch))
+            if (!last && may_be_a_switch(list.error()))
                 continue;
             return std::unexpected(std::move(list.error()));
         }
         auto opened = Opening(reactor, strict, findings, sharding_info).run(path, &*list);
-        if (is_current(reactor, path, *list))
+        // While a switch goes on, files move on between the look at their names and the opening.
+        const bool moving =
+            !list->redo_attempt.empty() &&
+            ((!opened && may_be_a_switch(opened.error())) ||
+             (findings != nullptr &&
+              std::any_of(findings->begin() + static_cast<std::ptrdiff_t>(found_before),
+                          findings->end(), may_be_a_switch)));
+        if ((last || !moving) && is_current(reactor, path, *list))
             return opened;
     }
     return std::unexpected(Error{.code = Errc::checkpoint_conflict,

@@ -154,6 +154,7 @@ struct HuggingFaceStorageWriter::Impl {
 
     Result<SaveReport> finish(std::vector<WriteResults> results);
     Result<SaveReport> finish_alone();
+    Result<std::shared_ptr<WriteJob>> make_job(const SavePlan& plan, SavePlanner& planner);
 
     Result<void> abort() {
         jobs.wait_idle();
@@ -327,16 +328,9 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
                                            WriteHandler handler) {
     if (plan.storage)
         impl_->begin_work(plan.storage->attempt);
-    auto job = WriteJob::make(
-        *impl_->reactor.value(), plan, planner,
-        {.digests = impl_->options.digests,
-         .progress = impl_->options.progress,
-         .stop = impl_->stop.get_token(),
-         .throttle = impl_->throttle,
-         .on_work = [impl = impl_.get()](const WorkReport& work) { impl->add_work(work); }});
+    auto job = impl_->make_job(plan, planner);
     if (!job) {
         metrics::add_write({}, metrics::Outcome::failed);
-        decline(plan, job.error().message());
         return deliver(executor(), Result<WriteResults>(std::unexpected(std::move(job.error()))),
                        std::move(handler));
     }
@@ -344,6 +338,31 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
                    handler = std::move(handler)](Result<WriteResults> result) mutable {
         deliver(executor, std::move(result), std::move(handler));
     });
+}
+
+// Partners wait for a rank until it takes part or tells them why it does not.
+Result<std::shared_ptr<WriteJob>> HuggingFaceStorageWriter::Impl::make_job(const SavePlan& plan,
+                                                                           SavePlanner& planner) {
+    Reactor& running = *reactor.value();
+    if (!WriteExchange::claim(running, plan))
+        return fail(
+            Errc::plan_not_prepared, "write data",
+            "this plan has been written or declined before, and ranks that exchange do so once; "
+            "prepare the save again");
+    try {
+        auto job = WriteJob::make(running, plan, planner,
+                                  {.digests = options.digests,
+                                   .progress = options.progress,
+                                   .stop = stop.get_token(),
+                                   .throttle = throttle,
+                                   .on_work = [this](const WorkReport& done) { add_work(done); }});
+        if (!job)
+            WriteExchange::decline(running, plan, job.error().message());
+        return job;
+    } catch (const std::exception& thrown) { // by the planner
+        WriteExchange::decline(running, plan, thrown.what());
+        throw;
+    }
 }
 
 // The attempt's directory is left empty, and removed with what an earlier attempt of this rank left.

@@ -74,6 +74,11 @@ Result<void> WriteExchange::make_items() {
     return {};
 }
 
+bool WriteExchange::claim(Reactor& reactor, const SavePlan& plan) {
+    return !plan.storage || !plan.storage->exchange ||
+           PeerGroup::claim(reactor, plan.storage->attempt, plan.rank);
+}
+
 void WriteExchange::decline(Reactor& reactor, const SavePlan& plan, const std::string& why) {
     if (plan.storage && plan.storage->exchange)
         PeerGroup::decline(reactor, plan.storage->attempt, plan.rank,

@@ -51,6 +51,8 @@ class WriteExchange {
 
     /// Errors: plan_bad_bytes for items that are no boxes of their tensors.
     static Result<std::unique_ptr<WriteExchange>> make(Reactor& reactor, const SavePlan& plan);
+    /// Whether the rank may write the plan: one that exchanges can be written once, as partners end with it. Any thread.
+    static bool claim(Reactor& reactor, const SavePlan& plan);
     /// Of a rank that will not write after all: its partners get `why` instead of waiting. Any thread.
     static void decline(Reactor& reactor, const SavePlan& plan, const std::string& why);
     ~WriteExchange();

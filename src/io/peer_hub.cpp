@@ -154,21 +154,16 @@ void PeerHub::forget(const std::string& key) {
 }
 
 void PeerHub::refuse(std::string key) {
-    if (!set_over(key))
-        return;
+    set_over(key);
     boost::asio::post(executor_, [weak = weak_from_this(), key = std::move(key)] {
         if (const auto self = weak.lock())
             std::erase_if(self->early_, [&](const Arrived& arrived) { return arrived.key == key; });
     });
 }
 
-bool PeerHub::set_over(const std::string& key) {
+void PeerHub::set_over(const std::string& key) {
     const std::lock_guard lock(known_mutex_);
-    const auto known = known_.find(key);
-    if (known == known_.end())
-        return false; // it may be expected again
-    known->second = Stage::over;
-    return true;
+    known_.insert_or_assign(key, Stage::over);
 }
 
 bool PeerHub::is_over(const std::string& key) const {

@@ -33,7 +33,7 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     /// "<host>/<name>": kernel, network namespace and user, which both must share, then the socket's name.
     const std::string& endpoint() const { return endpoint_; }
 
-    /// Whether nobody has claimed the key so far. Any thread.
+    /// Whether nobody has claimed or refused the key so far. Any thread.
     bool claim(std::string key);
 
     /// Connects as `rank` to whoever expects `key` there. Errors: io_peer_lost.
@@ -42,10 +42,9 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     /// Calls back for every connection that asks for `key`, those that came already included, until
     /// forget(key). The sockets are not started.
     void expect(const std::string& key, OnConnected on_connected);
-    /// Whoever asks for a key that was claimed finds the connection closed from now on: it takes place once. Others may
-    /// be expected again.
+    /// Whoever asks for the key finds the connection closed from now on: what it stands for takes place once.
     void forget(const std::string& key);
-    /// The same for one that has not been expected, and for those that came already. Any thread.
+    /// The same for one that is not expected, now or later, and for those that came already. Any thread.
     void refuse(std::string key);
     /// Looks for connections now.
     void poll() { accept_all(); }
@@ -63,7 +62,7 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     void take(Descriptor connection);
     void route(Arrived arrived);
     void keep(Arrived arrived);
-    bool set_over(const std::string& key);
+    void set_over(const std::string& key);
     bool is_over(const std::string& key) const;
 
     Executor executor_;

@@ -98,6 +98,13 @@ class Lonely : public Exchange {
         return {};
     }
 
+    void expect_told(std::future<WriteResults> future, const std::string& why) {
+        const Error error = error_of(std::move(future));
+        EXPECT_EQ(error.code, Errc::io_peer_lost);
+        EXPECT_NE(error.message().find("rank 1"), std::string::npos) << error.message();
+        EXPECT_NE(error.message().find(why), std::string::npos) << error.message();
+    }
+
     std::vector<Rank> ranks_;
     std::vector<std::shared_ptr<Reactor>> reactors_;
     std::vector<std::unique_ptr<HuggingFaceStorageWriter>> writers_;
@@ -105,19 +112,37 @@ class Lonely : public Exchange {
     std::vector<SavePlan> plans_;
 };
 
+TEST_F(Lonely, ARankThatHasDeclinedSaysWhy) {
+    writers_[1]->decline(plans_[1], "no memory left");
+    expect_told(writers_[0]->write_data(plans_[0], *planners_[0]), "no memory left");
+}
+
 TEST_F(Lonely, ARankThatDeclinesSaysWhy) {
-    for (const bool early : {true, false}) {
-        std::future<WriteResults> first;
-        if (!early)
-            first = writers_[0]->write_data(plans_[0], *planners_[0]);
-        writers_[1]->decline(plans_[1], "no memory left");
-        if (early)
-            first = writers_[0]->write_data(plans_[0], *planners_[0]);
-        const Error error = error_of(std::move(first));
-        EXPECT_EQ(error.code, Errc::io_peer_lost);
-        EXPECT_NE(error.message().find("rank 1"), std::string::npos) << error.message();
-        EXPECT_NE(error.message().find("no memory left"), std::string::npos) << error.message();
-    }
+    auto first = writers_[0]->write_data(plans_[0], *planners_[0]);
+    writers_[1]->decline(plans_[1], "no memory left");
+    expect_told(std::move(first), "no memory left");
+}
+
+TEST_F(Lonely, OneWhosePlannerThrowsDeclines) {
+    struct Throwing final : SavePlanner {
+        Result<TensorView> resolve_data(const WriteItem&) override {
+            throw std::runtime_error("no such luck");
+        }
+    } planner;
+    auto first = writers_[0]->write_data(plans_[0], *planners_[0]);
+    EXPECT_THROW((void)writers_[1]->write_data(plans_[1], planner), std::runtime_error);
+    expect_told(std::move(first), "no such luck");
+}
+
+// Partners have ended with it: whoever wrote it again would wait for ever.
+TEST_F(Lonely, APlanIsWrittenOnce) {
+    auto first = writers_[0]->write_data(plans_[0], *planners_[0]);
+    const Error again = error_of(writers_[0]->write_data(plans_[0], *planners_[0]));
+    EXPECT_EQ(again.code, Errc::plan_not_prepared);
+    writers_[1]->decline(plans_[1], "enough");
+    expect_told(std::move(first), "enough"); // as if there had been no second
+    EXPECT_EQ(error_of(writers_[1]->write_data(plans_[1], *planners_[1])).code,
+              Errc::plan_not_prepared);
 }
 
 TEST_F(Lonely, ARankThatIsGoneIsNotWaitedFor) {

@@ -8,9 +8,11 @@
 #include <sys/stat.h>
 
 #include "../io/backends.hpp"
+#include "../io/forwarding_backend.hpp"
 #include "../safetensors/entries.hpp"
 #include "checkpoint/index.hpp"
 #include "disk_fixture.hpp"
+#include "io/threads_backend.hpp"
 #include "safetensors/header.hpp"
 
 namespace safering::test {
@@ -345,6 +347,50 @@ TEST_F(Reader, AReadErrorAndAFileCutMeanwhileAreErrors) {
 }
 
 // What only a real file system has.
+// Cannot rename files of a checkpoint, so that a switch stays half done; and as soon as it is to open one of the attempt's
+// files, another process has moved that into the target.
+class HalfSwitched final : public ForwardingBackend {
+  public:
+    explicit HalfSwitched(std::filesystem::path target)
+        : ForwardingBackend(make_threads_backend({}, "a test")), target_(std::move(target)) {}
+
+    void begin(Wake wake) override {
+        wake_ = wake;
+        ForwardingBackend::begin(std::move(wake));
+    }
+    void start(Operation& operation) override {
+        const std::filesystem::path path = operation.request.path;
+        const bool named =
+            path.parent_path().extension() == ".tmp" && !path.filename().string().starts_with('.');
+        if (named && operation.request.op == Opcode::rename &&
+            std::filesystem::path(operation.request.new_path).parent_path() == target_) {
+            operation.completion = {.error = {EROFS, std::system_category()}};
+            ended_.push_back(&operation);
+            return wake_();
+        }
+        if (named && operation.request.op == Opcode::open &&
+            operation.request.mode == OpenMode::read && moves) {
+            std::error_code gone; // moved already
+            std::filesystem::rename(path, target_ / path.filename(), gone);
+            moved += gone ? 0 : 1;
+        }
+        ForwardingBackend::start(operation);
+    }
+    void reap(std::vector<Operation*>& ended) override {
+        ended.insert(ended.end(), ended_.begin(), ended_.end());
+        ended_.clear();
+        ForwardingBackend::reap(ended);
+    }
+
+    std::atomic<bool> moves = false;
+    std::atomic<int> moved = 0;
+
+  private:
+    std::filesystem::path target_;
+    Wake wake_;
+    std::vector<Operation*> ended_;
+};
+
 class HostileFiles : public testing::Test {
   protected:
     HostileFiles() {
@@ -388,6 +434,27 @@ TEST_F(HostileFiles, PipesDirectoriesAndDevicesInPlaceOfAFile) {
     std::filesystem::remove(path + "/model.safetensors");
     std::filesystem::create_symlink("nowhere", path + "/model.safetensors");
     EXPECT_FALSE(read());
+}
+
+TEST_F(HostileFiles, FilesThatAnotherSwitchesInMeanwhileAreFollowed) {
+    std::filesystem::remove(path);
+    const Model fresh = small_model(70);
+    ASSERT_TRUE(save(model, {2, 0}, path, two_files(model), {reactor}));
+    auto backend = std::make_unique<HalfSwitched>(path);
+    HalfSwitched& half = *backend;
+    auto context = std::make_unique<boost::asio::io_context>(1);
+    boost::asio::io_context& used = *context;
+    const std::shared_ptr<Reactor> switching =
+        make_reactor(std::move(backend), {}, std::move(context), used);
+    (void)save(fresh, {2, 0}, path, two_files(model), {switching});
+    ASSERT_TRUE(std::filesystem::exists(path + "/.safering.redo.json"));
+    EXPECT_EQ(differences(fresh, {1, 0}, path, switching), ""); // where they lie
+    half.moves = true;
+    EXPECT_EQ(differences(fresh, {1, 0}, path, switching), "");
+    const auto verified = verify_checkpoint(path, *switching);
+    ASSERT_TRUE(verified.has_value()) << verified.error().message();
+    EXPECT_TRUE(verified->findings.empty()) << verified->findings.front().message();
+    EXPECT_EQ(half.moved, 4); // the manifest, the index and both files
 }
 
 TEST_F(HostileFiles, AHugeHoleIsNotRead) {

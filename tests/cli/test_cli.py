@@ -420,6 +420,12 @@ class Bench(CommandTest):
         self.assertEqual(report["reactor"]["backend"], "threads")
         self.assertGreater(report["load"]["bytes"], report["save"]["bytes"])
 
+    def test_rows_of_a_size(self):
+        report = self.check("--ranks", "2", "--shard-dim", "1", "--row", "1KiB")
+        self.assertEqual((report["tensors"], report["save"]["bytes"]), (1, 2 << 20))
+        report = self.check("--row", "16B", "--tensor-size", "1KiB")
+        self.assertEqual((report["tensors"], report["save"]["bytes"]), (2048, 2 << 20))
+
     def test_blocks_and_depth(self):
         report = self.check("--block", "64KiB", "--depth", "3")
         self.assertEqual((report["reactor"]["buffer_bytes"], report["reactor"]["buffer_count"]), (65536, 3))

@@ -4,6 +4,7 @@
 // first touches of memory and disk. Ranks are threads with a reactor each; their memory is there
 // and touched before the clock starts, as a trainer's is.
 
+#include <algorithm>
 #include <bit>
 #include <csignal>
 #include <filesystem>
@@ -26,8 +27,9 @@ struct Arguments {
     unsigned ranks = 1;
     unsigned shard_dimension = 0;
     std::uint64_t model_bytes = std::uint64_t{1} << 30;
-    /// 0: a made-up Llama.
+    /// Both 0: a made-up Llama. Either: equal tensors.
     std::uint64_t tensor_bytes = 0;
+    std::uint64_t row_bytes = 0;
     std::uint64_t block_bytes = ReactorOptions{}.buffer_bytes;
     unsigned depth = ReactorOptions{}.buffer_count;
     unsigned repeat = 5;
@@ -112,14 +114,24 @@ void check_memory(std::uint64_t model_bytes) {
                                    format_bytes(model_bytes), format_bytes(available))});
 }
 
+std::vector<ModelTensor> make_model(const Arguments& arguments) {
+    constexpr std::uint64_t usual_tensor_bytes = std::uint64_t{64} << 20;
+    constexpr std::uint64_t usual_row_bytes = 128;
+    if (arguments.tensor_bytes == 0 && arguments.row_bytes == 0)
+        return made_up_llama(arguments.model_bytes);
+    return equal_tensors(arguments.model_bytes,
+                         arguments.tensor_bytes == 0
+                             ? std::min(usual_tensor_bytes, arguments.model_bytes)
+                             : arguments.tensor_bytes,
+                         arguments.row_bytes == 0 ? usual_row_bytes : arguments.row_bytes);
+}
+
 BenchReport bench(const Arguments& arguments, BackendChoice backend) {
     check_memory(arguments.model_bytes);
     const ScratchDirectory scratch(arguments.directory);
     clean_up_on_signals();
 
-    const std::vector<ModelTensor> model =
-        arguments.tensor_bytes == 0 ? made_up_llama(arguments.model_bytes)
-                                    : equal_tensors(arguments.model_bytes, arguments.tensor_bytes);
+    const std::vector<ModelTensor> model = make_model(arguments);
     Ranks ranks(model, arguments.ranks, arguments.shard_dimension);
     const std::uint64_t baseline = resident_bytes();
     ranks.start({.backend = backend,
@@ -250,6 +262,8 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action) {
     add_bytes_option(*command, "--size", arguments->model_bytes, "Size of the model (1GiB)");
     add_bytes_option(*command, "--tensor-size", arguments->tensor_bytes,
                      "Equal tensors of this size instead of a made-up Llama");
+    add_bytes_option(*command, "--row", arguments->row_bytes,
+                     "Equal tensors with rows of this size, which --shard-dim 1 cuts (128B)");
     add_bytes_option(*command, "--block", arguments->block_bytes,
                      "Size of a request and of a buffer, at most 4MiB (4MiB)");
     command

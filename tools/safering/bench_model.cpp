@@ -72,8 +72,9 @@ std::vector<ModelTensor> made_up_llama(std::uint64_t bytes) {
     return model;
 }
 
-std::vector<ModelTensor> equal_tensors(std::uint64_t bytes, std::uint64_t tensor_bytes) {
-    constexpr std::uint64_t columns = 64;
+std::vector<ModelTensor> equal_tensors(std::uint64_t bytes, std::uint64_t tensor_bytes,
+                                       std::uint64_t row_bytes) {
+    const std::uint64_t columns = std::max<std::uint64_t>(1, row_bytes / element_bytes);
     const std::uint64_t rows = std::max<std::uint64_t>(1, tensor_bytes / (columns * element_bytes));
     const std::uint64_t count =
         std::max<std::uint64_t>(1, bytes / (rows * columns * element_bytes));

@@ -19,9 +19,10 @@ struct ModelTensor {
 /// in real ones.
 std::vector<ModelTensor> made_up_llama(std::uint64_t bytes);
 
-/// bf16 matrices of `tensor_bytes` each (rounded down to rows of 64), about `bytes` in total: what many small
-/// experts, adapters or optimizer states cost.
-std::vector<ModelTensor> equal_tensors(std::uint64_t bytes, std::uint64_t tensor_bytes);
+/// bf16 matrices with rows of `row_bytes`, of `tensor_bytes` each (rounded down to whole rows, at least one), about
+/// `bytes` in total: what many small experts, adapters or optimizer states cost, and what narrow rows do.
+std::vector<ModelTensor> equal_tensors(std::uint64_t bytes, std::uint64_t tensor_bytes,
+                                       std::uint64_t row_bytes);
 
 /// Where rank `rank` of `ranks` holds its part of a tensor cut along `dimension`.
 struct Shard {
