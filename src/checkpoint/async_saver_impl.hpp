@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include <fmt/format.h>
 #include <sys/types.h>
 #include <unistd.h>
 
@@ -49,6 +50,14 @@ struct EndedSave {
     Result<SaveReport> outcome;
 };
 
+/// What the ranks were about when one of them was lost.
+template <typename Value>
+Result<Value> during(const char* phase, Result<Value> said) {
+    if (!said)
+        said.error().operation = fmt::format("{}: {}", phase, said.error().operation);
+    return said;
+}
+
 } // namespace checkpoint
 
 struct AsyncSaver::Impl {
@@ -67,7 +76,9 @@ struct AsyncSaver::Impl {
     std::uint64_t last_number = 0;
     bool lifted = false;
     bool closing = false;
-    std::optional<Error> broken; // the ranks have lost each other
+    // The ranks have lost each other: in the saver's own conversation, and in that of save().
+    std::optional<Error> broken;
+    std::optional<Error> unplanned;
     std::thread thread;
     const pid_t process = ::getpid();
 
@@ -86,12 +97,15 @@ struct AsyncSaver::Impl {
 
     // On its own.
     void work();
-    std::shared_ptr<checkpoint::SaveJob> next();
+    Result<std::shared_ptr<checkpoint::SaveJob>> next();
     Result<std::shared_ptr<checkpoint::SaveJob>> agree_on_next();
     Result<WriteResults> write(checkpoint::SaveJob& job);
     Result<SaveReport> write_and_commit(checkpoint::SaveJob& job);
     Result<SaveReport> commit(checkpoint::SaveJob& job,
                               const std::vector<checkpoint::Bytes>& gathered);
+    Result<SaveReport> give_up(checkpoint::SaveJob& job, Error error);
+    /// Whoever did not hear one answer would take the next one for it.
+    void lose(std::optional<Error>& conversation, const Error& error);
 
     // Under the lock.
     [[nodiscard]] checkpoint::EndedSave end(std::shared_ptr<checkpoint::SaveJob> job,

@@ -13,6 +13,8 @@ using namespace checkpoint;
 
 namespace {
 
+constexpr const char* plan_phase = "plan the save";
+
 // The places of `kept` in `all`: what create_global_plan leaves is in the order that it had.
 std::vector<std::uint32_t> positions_of(const std::vector<WriteItem>& kept,
                                         const std::vector<WriteItem>& all) {
@@ -74,19 +76,27 @@ Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::begin(std::string path, Resul
     else
         plan.error().operation += fmt::format(" on rank {}", rank);
     auto local = plan ? job->writer->prepare_local_plan(std::move(*plan)) : std::move(plan);
-    auto gathered =
+    auto gathered = during(
+        plan_phase,
         foreground->gather(pack(local ? Result<Bytes>(safering::to_bytes(*local))
-                                      : Result<Bytes>(std::unexpected(std::move(local.error())))));
+                                      : Result<Bytes>(std::unexpected(std::move(local.error()))))));
     if (!gathered)
+        lose(unplanned, gathered.error());
+    if (!gathered && rank != 0)
         return std::unexpected(std::move(gathered.error()));
     std::vector<Bytes> parts;
     if (rank == 0) {
-        auto laid_out = lay_out(*job, *gathered);
+        auto laid_out = gathered ? lay_out(*job, *gathered)
+                                 : Result<std::vector<Bytes>>(std::unexpected(gathered.error()));
         for (std::uint32_t r = 0; r < foreground->ranks(); ++r)
             parts.push_back(laid_out ? pack(std::move((*laid_out)[r]))
                                      : pack(std::unexpected(laid_out.error())));
     }
-    auto part = foreground->scatter(std::move(parts));
+    auto part = during(plan_phase, foreground->scatter(std::move(parts)));
+    if (!part)
+        lose(unplanned, part.error());
+    if (!gathered) // whatever became of telling the others
+        return std::unexpected(std::move(gathered.error()));
     if (!part)
         return std::unexpected(std::move(part.error()));
     auto message = unpack(*part);
@@ -116,7 +126,8 @@ Result<void> AsyncSaver::Impl::stage(SaveJob& job,
     return copy(job);
 }
 
-// Whatever keeps this rank from saving, it takes part in what the ranks say: the others wait for it.
+// Whatever keeps this rank from saving, it takes part in what the ranks say as long as they understand each other: the
+// others wait for it.
 Result<void> AsyncSaver::Impl::save(std::string path, Result<SavePlan> plan, const Fill& fill,
                                     SaveHandler& handler) {
     if (forked())
@@ -125,6 +136,8 @@ Result<void> AsyncSaver::Impl::save(std::string path, Result<SavePlan> plan, con
     const std::vector<WriteItem> all = plan ? plan->items : std::vector<WriteItem>();
     {
         const std::lock_guard lock(mutex);
+        if (unplanned) // what is said there might be the answer to something else
+            return std::unexpected(*unplanned);
         if (broken)
             plan = std::unexpected(*broken);
     }

@@ -17,12 +17,23 @@ Error canceled_error(const SaveJob& job) {
             .file = job.path};
 }
 
+// Of several ranks' errors the cause tells more than that somebody lost patience, or that a partner in an exchange went.
+enum class Weight { partner_lost, canceled, cause };
+
+Weight weight_of(const Error& error) {
+    if (error.code == Errc::io_peer_lost)
+        return Weight::partner_lost;
+    return error.code == std::errc::operation_canceled ? Weight::canceled : Weight::cause;
+}
+
 } // namespace
 
 // What this rank would write next, or null where nothing comes any more.
-std::shared_ptr<SaveJob> AsyncSaver::Impl::next() {
+Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::next() {
     std::unique_lock lock(mutex);
-    changed.wait(lock, [this] { return !jobs.empty() || closing; });
+    changed.wait(lock, [this] { return !jobs.empty() || closing || broken; });
+    if (broken)
+        return std::unexpected(*broken);
     if (jobs.empty())
         return nullptr;
     if (rank == 0) // decided; it is superseded no more
@@ -31,16 +42,22 @@ std::shared_ptr<SaveJob> AsyncSaver::Impl::next() {
 }
 
 Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::agree_on_next() {
-    const std::shared_ptr<SaveJob> own = next();
-    if (own == nullptr || background->ranks() == 1)
-        return own;
+    auto next_own = next();
+    if (!next_own || *next_own == nullptr || background->ranks() == 1)
+        return next_own;
+    const std::shared_ptr<SaveJob> own = std::move(*next_own);
     std::vector<Bytes> parts;
     if (rank == 0) {
         Bytes number(sizeof own->number);
         std::memcpy(number.data(), &own->number, number.size());
         parts.assign(background->ranks(), number);
     }
-    auto part = background->scatter(std::move(parts));
+    auto part = during("begin to write", background->scatter(std::move(parts)));
+    if (!part && rank == 0) { // those that have heard of it begin, and are told at its end
+        lose(broken, part.error());
+        own->failed = std::move(part.error());
+        return own;
+    }
     if (!part)
         return std::unexpected(std::move(part.error()));
     std::uint64_t number = 0;
@@ -81,16 +98,22 @@ Result<SaveReport> AsyncSaver::Impl::commit(SaveJob& job, const std::vector<Byte
                          : Result<WriteResults>(std::unexpected(std::move(bytes.error())));
         if (one)
             results.push_back(std::move(*one));
-        // The cause, and not what follows from it on ranks that exchange with that one.
-        else if (!error || error->code == Errc::io_peer_lost)
+        else if (!error || weight_of(*error) < weight_of(one.error()))
             error = std::move(one.error());
     }
-    if (error) {
-        // The first error is the one to report; a directory that stays is cleaned away later.
-        (void)job.writer->abort();
-        return std::unexpected(std::move(*error));
-    }
-    return job.writer->finish({}, std::move(results));
+    return error ? give_up(job, std::move(*error)) : job.writer->finish({}, std::move(results));
+}
+
+Result<SaveReport> AsyncSaver::Impl::give_up(SaveJob& job, Error error) {
+    // The first error is the one to report; a directory that stays is cleaned away later.
+    (void)job.writer->abort();
+    return std::unexpected(std::move(error));
+}
+
+void AsyncSaver::Impl::lose(std::optional<Error>& conversation, const Error& error) {
+    const std::lock_guard lock(mutex);
+    if (!conversation)
+        conversation = error;
 }
 
 Result<SaveReport> AsyncSaver::Impl::write_and_commit(SaveJob& job) {
@@ -100,19 +123,29 @@ Result<SaveReport> AsyncSaver::Impl::write_and_commit(SaveJob& job) {
         job.staged.reset();
     }
     auto gathered =
-        background->gather(pack(results ? Result<Bytes>(safering::to_bytes(*results))
-                                        : Result<Bytes>(std::unexpected(results.error()))));
+        during("hear what was written",
+               background->gather(pack(results ? Result<Bytes>(safering::to_bytes(*results))
+                                               : Result<Bytes>(std::unexpected(results.error())))));
     if (!gathered)
+        lose(broken, gathered.error());
+    if (!gathered && rank != 0)
         return std::unexpected(std::move(gathered.error()));
     std::optional<Result<SaveReport>> own;
     std::vector<Bytes> parts;
     if (rank == 0) {
-        own = commit(job, *gathered);
+        if (gathered)
+            own = commit(job, *gathered);
+        else
+            own = give_up(job, !results && weight_of(results.error()) == Weight::cause
+                                   ? std::move(results.error())
+                                   : std::move(gathered.error()));
         parts.assign(background->ranks(),
                      pack(*own ? Result<Bytes>(checkpoint::to_bytes(**own))
                                : Result<Bytes>(std::unexpected(own->error()))));
     }
-    auto part = background->scatter(std::move(parts));
+    auto part = during("hear of the commit", background->scatter(std::move(parts)));
+    if (!part)
+        lose(broken, part.error());
     if (own)
         return std::move(*own); // rank 0 knows, whatever became of the others
     if (!part)
@@ -141,7 +174,8 @@ void AsyncSaver::Impl::work() {
             if (job) {
                 ends.push_back(end(std::move(*job), std::move(*outcome)));
             } else { // nothing that comes after could be agreed on
-                broken = job.error();
+                if (!broken)
+                    broken = job.error();
                 while (!jobs.empty())
                     ends.push_back(end(jobs.front(), std::unexpected(*broken)));
             }
