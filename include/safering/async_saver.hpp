@@ -30,6 +30,9 @@ namespace safering {
 /// Carries bytes between the ranks of a job; the embedder's own transport (MPI, sockets, a process group). All
 /// ranks make the same calls in the same order; a call may wait for the others, for as long as a save takes. One
 /// thread at a time uses an instance. What they throw counts as an Error.
+/// How long a call waits for a rank that says nothing is the transport's business: it returns an Error then, best one
+/// that names the rank. Rank 0 tells the others where a call of it fails; every later save fails likewise, as nobody
+/// knows what the others have heard: make new savers on all ranks.
 class SAFERING_API Collectives {
   public:
     virtual ~Collectives();

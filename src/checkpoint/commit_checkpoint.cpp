@@ -100,6 +100,9 @@ CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
             if (commit.published())
                 committed.error().detail +=
                     "; the new checkpoint is in place, but may not survive a power cut";
+            else if (committed.error().code == std::errc::file_exists)
+                committed.error().detail +=
+                    "; another save is committing to this target at the same moment: save again";
             return failed(std::move(committed.error()));
         }
         if (commit.committed()) {

@@ -1,9 +1,11 @@
 #include "checkpoint/write_exchange.hpp"
 
 #include <algorithm>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "io/trace.hpp"
 
@@ -330,6 +332,22 @@ void WriteExchange::finish_taking() {
         return;
     for (const Taking& taking : taking_)
         group_->send(taking.rank, peer_message(PeerMessage::done));
+}
+
+std::string WriteExchange::awaited() const {
+    std::set<std::uint32_t> ranks;
+    for (const Taking& taking : taking_)
+        if (!taking.told)
+            ranks.insert(taking.rank);
+    for (const Giving& giving : giving_)
+        if (!giving.done)
+            ranks.insert(giving.rank);
+    for (const auto& fetch : filling_)
+        if (fetch)
+            for (const Wanted& wanted : fetch->wanted)
+                ranks.insert(taking_[items_[wanted.foreign].taking].rank);
+    return ranks.empty() ? std::string()
+                         : fmt::format("it waited for rank {}", fmt::join(ranks, ", "));
 }
 
 void WriteExchange::lost(std::uint32_t rank, const std::string& why) {

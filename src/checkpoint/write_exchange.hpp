@@ -72,6 +72,8 @@ class WriteExchange {
     void fetch(std::uint64_t cell_begin, std::vector<Wanted> wanted, OnFetched on_fetched);
     /// Nothing will be taken any more.
     void finish_taking();
+    /// The ranks that this one waits for, for an error; "" where there is none.
+    std::string awaited() const;
     /// Tells everybody that this rank has failed, and ends.
     void give_up(const std::string& why);
     /// No handler is called any more. Must come before destruction.

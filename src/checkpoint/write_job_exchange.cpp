@@ -68,7 +68,8 @@ void WriteJob::begin_exchange() {
     on_stop_.emplace(stop_, [self, later] {
         later([self] {
             self->fail({.code = std::make_error_code(std::errc::operation_canceled),
-                        .operation = "write data"});
+                        .operation = "write data",
+                        .detail = self->exchange_->awaited()});
         });
     });
     exchange_->begin({.source_of = [self](std::uint32_t item) { return self->source_of(item); },

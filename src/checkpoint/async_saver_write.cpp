@@ -1,0 +1,190 @@
+// The conversation of the saver's own thread: which save is written now, what was written, how it ended.
+#include <algorithm>
+#include <cstring>
+
+#include "checkpoint/async_saver_impl.hpp"
+#include "checkpoint/caught.hpp"
+
+namespace safering {
+
+using namespace checkpoint;
+
+namespace {
+
+Error canceled_error(const SaveJob& job) {
+    return {.code = std::make_error_code(std::errc::operation_canceled),
+            .operation = "save",
+            .file = job.path};
+}
+
+// Of several ranks' errors the cause tells more than that somebody lost patience, or that a partner in an exchange went.
+enum class Weight { partner_lost, canceled, cause };
+
+Weight weight_of(const Error& error) {
+    if (error.code == Errc::io_peer_lost)
+        return Weight::partner_lost;
+    return error.code == std::errc::operation_canceled ? Weight::canceled : Weight::cause;
+}
+
+} // namespace
+
+// What this rank would write next, or null where nothing comes any more.
+Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::next() {
+    std::unique_lock lock(mutex);
+    changed.wait(lock, [this] { return !jobs.empty() || closing || broken; });
+    if (broken)
+        return std::unexpected(*broken);
+    if (jobs.empty())
+        return nullptr;
+    if (rank == 0) // decided; it is superseded no more
+        current = jobs.back();
+    return jobs.back();
+}
+
+Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::agree_on_next() {
+    auto next_own = next();
+    if (!next_own || *next_own == nullptr || background->ranks() == 1)
+        return next_own;
+    const std::shared_ptr<SaveJob> own = std::move(*next_own);
+    std::vector<Bytes> parts;
+    if (rank == 0) {
+        Bytes number(sizeof own->number);
+        std::memcpy(number.data(), &own->number, number.size());
+        parts.assign(background->ranks(), number);
+    }
+    auto part = during("begin to write", background->scatter(std::move(parts)));
+    if (!part && rank == 0) { // those that have heard of it begin, and are told at its end
+        lose(broken, part.error());
+        own->failed = std::move(part.error());
+        return own;
+    }
+    if (!part)
+        return std::unexpected(std::move(part.error()));
+    std::uint64_t number = 0;
+    if (part->size() != sizeof number)
+        return fail(Errc::plan_bad_bytes, "save", "rank 0 said no number of a save");
+    std::memcpy(&number, part->data(), sizeof number);
+    // Rank 0 may have copied its part sooner than this rank.
+    std::unique_lock lock(mutex);
+    const auto found = [&] { return std::ranges::find(jobs, number, &SaveJob::number); };
+    changed.wait(lock, [&] { return found() != jobs.end() || closing; });
+    if (found() == jobs.end())
+        return fail(Errc::io_stopped, "save", "the saver is being destroyed on this rank");
+    return current = *found();
+}
+
+Result<WriteResults> AsyncSaver::Impl::write(SaveJob& job) {
+    std::future<WriteResults> written;
+    {
+        const std::lock_guard lock(mutex); // a writer is one thread's at a time
+        if (!job.failed && job.canceled)
+            job.failed = canceled_error(job);
+        if (job.failed) {
+            job.writer->decline(job.plan, job.failed->message());
+            return std::unexpected(*job.failed);
+        }
+        written = job.writer->write_data(job.plan, *job.staged);
+    }
+    return written.get();
+}
+
+// At rank 0.
+Result<SaveReport> AsyncSaver::Impl::commit(SaveJob& job, const std::vector<Bytes>& gathered) {
+    std::vector<WriteResults> results;
+    std::optional<Error> error;
+    for (const Bytes& packed : gathered) {
+        auto bytes = unpack(packed);
+        auto one = bytes ? write_results_from_bytes(*bytes)
+                         : Result<WriteResults>(std::unexpected(std::move(bytes.error())));
+        if (one)
+            results.push_back(std::move(*one));
+        else if (!error || weight_of(*error) < weight_of(one.error()))
+            error = std::move(one.error());
+    }
+    return error ? give_up(job, std::move(*error)) : job.writer->finish({}, std::move(results));
+}
+
+Result<SaveReport> AsyncSaver::Impl::give_up(SaveJob& job, Error error) {
+    // The first error is the one to report; a directory that stays is cleaned away later.
+    (void)job.writer->abort();
+    return std::unexpected(std::move(error));
+}
+
+void AsyncSaver::Impl::lose(std::optional<Error>& conversation, const Error& error) {
+    const std::lock_guard lock(mutex);
+    if (!conversation)
+        conversation = error;
+}
+
+Result<SaveReport> AsyncSaver::Impl::write_and_commit(SaveJob& job) {
+    auto results = catching("write data", [&] { return write(job); });
+    {
+        const std::lock_guard lock(mutex);
+        job.staged.reset();
+    }
+    auto gathered =
+        during("hear what was written",
+               background->gather(pack(results ? Result<Bytes>(safering::to_bytes(*results))
+                                               : Result<Bytes>(std::unexpected(results.error())))));
+    if (!gathered)
+        lose(broken, gathered.error());
+    if (!gathered && rank != 0)
+        return std::unexpected(std::move(gathered.error()));
+    std::optional<Result<SaveReport>> own;
+    std::vector<Bytes> parts;
+    if (rank == 0) {
+        if (gathered)
+            own = commit(job, *gathered);
+        else
+            own = give_up(job, !results && weight_of(results.error()) == Weight::cause
+                                   ? std::move(results.error())
+                                   : std::move(gathered.error()));
+        parts.assign(background->ranks(),
+                     pack(*own ? Result<Bytes>(checkpoint::to_bytes(**own))
+                               : Result<Bytes>(std::unexpected(own->error()))));
+    }
+    auto part = during("hear of the commit", background->scatter(std::move(parts)));
+    if (!part)
+        lose(broken, part.error());
+    if (own)
+        return std::move(*own); // rank 0 knows, whatever became of the others
+    if (!part)
+        return std::unexpected(std::move(part.error()));
+    auto message = unpack(*part);
+    if (!message)
+        return std::unexpected(std::move(message.error()));
+    auto report = save_report_from_bytes(*message);
+    if (report)
+        report->work = job.writer->work();
+    return report;
+}
+
+void AsyncSaver::Impl::work() {
+    for (;;) {
+        auto job = agree_on_next();
+        if (job && *job == nullptr)
+            return;
+        std::optional<Result<SaveReport>> outcome;
+        if (job)
+            outcome = write_and_commit(**job);
+        std::vector<EndedSave> ends;
+        {
+            const std::lock_guard lock(mutex);
+            current.reset();
+            if (job) {
+                ends.push_back(end(std::move(*job), std::move(*outcome)));
+            } else { // nothing that comes after could be agreed on
+                if (!broken)
+                    broken = job.error();
+                while (!jobs.empty())
+                    ends.push_back(end(jobs.front(), std::unexpected(*broken)));
+            }
+        }
+        for (EndedSave& one : ends)
+            tell(std::move(one));
+        if (!job)
+            return;
+    }
+}
+
+} // namespace safering
