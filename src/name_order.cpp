@@ -55,11 +55,12 @@ std::vector<std::uint32_t> name_order(std::span<const std::string_view> names) {
         keys[place].place = place;
     std::vector<Group> groups{{0, names.size(), 0}};
     while (!groups.empty()) {
-        const auto [begin, end, depth] = groups.back();
+        const auto [begin, end, group_depth] = groups.back();
+        const auto depth = group_depth; // clang 15 captures no binding
         groups.pop_back();
         const std::span<Key> group(keys.data() + begin, end - begin);
         if (group.size() <= few_names) {
-            std::ranges::sort(group, {}, [&, depth = depth](const Key& key) {
+            std::ranges::sort(group, {}, [&](const Key& key) {
                 return std::pair(names[key.place].substr(depth), key.place);
             });
             continue;
