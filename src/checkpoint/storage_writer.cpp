@@ -226,7 +226,7 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
         const auto bad = [&](Errc code, std::string detail) {
             return std::unexpected(Error{.code = code,
                                          .operation = operation,
-                                         .tensor = item.fqn,
+                                         .tensor = std::string(item.fqn),
                                          .detail = std::move(detail)});
         };
         if (item.chunk.offsets.size() != item.size.size() ||
@@ -502,7 +502,7 @@ HuggingFaceStorageWriter::split_by_storage_plan(const FqnToIndexMapping& mapping
             if (found == mapping.end())
                 return std::unexpected(Error{.code = Errc::plan_unmapped_tensor,
                                              .operation = "split by storage plan",
-                                             .tensor = item.fqn});
+                                             .tensor = std::string(item.fqn)});
             index = found->second;
         }
         out[index].push_back(std::move(item));
