@@ -108,6 +108,8 @@ def test_safetensors_layouts_and_loads_without_mmap(tmp_path):
 def save_and_load_own(path: str) -> bool:
     rank = torch.distributed.get_rank()
     manager().save(path, {"model": model(rank).state_dict()})
+    # The package renames on rank 0, after all have written: elsewhere save returns before that.
+    torch.distributed.barrier()
     target = model(7).state_dict()
     manager().load(path, into={"model": target}, strict=True)
     return equal(target, model(rank).state_dict())
