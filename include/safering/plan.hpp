@@ -16,12 +16,13 @@
 
 #include <safering/byte_range.hpp>
 #include <safering/tensor.hpp>
+#include <safering/tensor_name.hpp>
 
 namespace safering {
 
 /// Names one stored chunk: the tensor and, for a shard, the place of its first element.
 struct MetadataIndex {
-    std::string fqn{};
+    TensorName fqn{};
     Shape offset{};
 
     friend bool operator==(const MetadataIndex&, const MetadataIndex&) = default;
@@ -49,7 +50,7 @@ enum class WriteItemType : std::uint8_t {
 /// One piece of one tensor that one rank saves. For `tensor`, chunk.offsets are zeros and
 /// chunk.sizes equal size.
 struct WriteItem {
-    std::string fqn{};
+    TensorName fqn{};
     WriteItemType type = WriteItemType::tensor;
     Dtype dtype = Dtype::u8;
     ChunkStorageMetadata chunk{};
@@ -259,7 +260,7 @@ struct TensorStorageMetadata {
 
 /// By name, in one order on every rank: a sorted vector with the interface of std::map, as metadata is made
 /// once and read often. Insert in order of the names, with end() for a hint: elsewhere it moves what follows.
-using TensorMap = boost::container::flat_map<std::string, TensorStorageMetadata, std::less<>>;
+using TensorMap = boost::container::flat_map<TensorName, TensorStorageMetadata, std::less<>>;
 
 /// What a checkpoint holds.
 struct Metadata {
@@ -272,7 +273,7 @@ struct Metadata {
 
 /// A box of a stored chunk and where it goes in a destination.
 struct ReadItem {
-    std::string fqn{};
+    TensorName fqn{};
     /// The stored chunk: index into TensorStorageMetadata::chunks.
     std::uint32_t chunk = 0;
     /// Offsets in the stored chunk, in elements.
@@ -358,8 +359,8 @@ SAFERING_API std::vector<std::byte> to_bytes(const Metadata& metadata);
 /// Errors: plan_bad_bytes, with the offset, also where lists that should be parallel are not, the
 /// index of a file has no file, a shape has more than 64 dimensions or chunk_bytes is no power of
 /// two of at least 4096. Never reads beyond the bytes, and needs memory in proportion to them: at
-/// worst about 200 bytes for each of theirs (an item of three bytes becomes a WriteItem of 136, in
-/// a vector that doubles, with a copy of a name of up to 256 that it repeats by number).
+/// worst about 100 bytes for each of theirs (an item of three bytes becomes a WriteItem of 128, in
+/// a vector that doubles).
 SAFERING_API Result<SavePlan> save_plan_from_bytes(std::span<const std::byte> bytes);
 /// `items`: how many the plan has that it belongs to, for a carrier that sends items its own way.
 SAFERING_API Result<StoragePlan> storage_plan_from_bytes(std::span<const std::byte> bytes,

@@ -10,7 +10,7 @@ namespace safering {
 
 /// A rank's part of a tensor, to be saved. `data.shape` is the shape of the part.
 struct LocalTensor {
-    std::string fqn;
+    TensorName fqn;
     TensorView data;
     /// The global shape; empty together with `offsets` means that `data` is the whole tensor.
     Shape size{};
@@ -20,7 +20,7 @@ struct LocalTensor {
 
 /// A rank's part of a tensor, to be filled.
 struct LocalDestination {
-    std::string fqn;
+    TensorName fqn;
     MutableTensorView data;
     Shape size{};
     Shape offsets{};
@@ -85,7 +85,7 @@ SAFERING_API Result<GlobalSavePlan> create_global_plan(std::vector<SavePlan> pla
 
 /// Whether boxes tile [0, size) exactly (boxes without elements aside); the check behind create_global_plan and the reader, for one
 /// tensor. `name` goes into the error.
-SAFERING_API Result<void> check_tiling(const std::string& name, const Shape& size,
+SAFERING_API Result<void> check_tiling(std::string_view name, const Shape& size,
                                        std::span<const ChunkStorageMetadata> chunks);
 
 } // namespace safering

@@ -11,7 +11,7 @@ Result<void> check_source(std::uint32_t rank, const WriteItem& planned, const Te
     const auto bad = [&](std::string detail) {
         Error error{.code = Errc::plan_shape_mismatch,
                     .operation = fmt::format("write data of rank {}", rank),
-                    .tensor = planned.fqn,
+                    .tensor = std::string(planned.fqn),
                     .detail = std::move(detail)};
         return std::unexpected(std::move(error));
     };

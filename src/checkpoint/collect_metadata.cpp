@@ -21,12 +21,12 @@ using nlohmann::json;
 // fqn -> saved_offsets of one file; nothing where the file is not a shard.
 using SavedOffsets = std::map<std::string, Shape, std::less<>>;
 
-std::unexpected<Error> bad_sharding(const StoredFile& file, const std::string& fqn,
+std::unexpected<Error> bad_sharding(const StoredFile& file, std::string_view fqn,
                                     std::string detail) {
     return std::unexpected(Error{.code = Errc::checkpoint_bad_sharding_info,
                                  .operation = "read DCP_SHARDING_INFO",
                                  .file = file.path,
-                                 .tensor = fqn,
+                                 .tensor = std::string(fqn),
                                  .detail = std::move(detail)});
 }
 
@@ -160,7 +160,7 @@ class Collecting {
             return std::unexpected(Error{.code = Errc::checkpoint_conflict,
                                          .operation = "open checkpoint",
                                          .file = file.path,
-                                         .tensor = entry.name,
+                                         .tensor = entry.name.str(),
                                          .detail = std::move(detail)});
         };
         if (!inserted) {
@@ -181,12 +181,12 @@ class Collecting {
     }
 
     // Without a manifest the global size of a sharded tensor is known only by its chunks' bounds.
-    Result<void> close_tensor(const std::string& fqn, TensorStorageMetadata& tensor) const {
+    Result<void> close_tensor(std::string_view fqn, TensorStorageMetadata& tensor) const {
         const auto fault = [&](Errc code, std::string detail) {
             return std::unexpected(Error{.code = code,
                                          .operation = "open checkpoint",
                                          .file = files_[tensor.storage.front().file].path,
-                                         .tensor = fqn,
+                                         .tensor = std::string(fqn),
                                          .detail = std::move(detail)});
         };
         if (list_.manifest && list_.manifest->layout == FileLayout::sharded) {
@@ -233,11 +233,11 @@ class Collecting {
     }
 
     Result<void> check_lists() const {
-        const auto missing = [&](const std::string& fqn, std::string_view list) {
+        const auto missing = [&](std::string_view fqn, std::string_view list) {
             return report(findings_,
                           {.code = Errc::checkpoint_tensor_missing,
                            .operation = "open checkpoint",
-                           .tensor = fqn,
+                           .tensor = std::string(fqn),
                            .detail = fmt::format("{} lists it, no file holds it", list)});
         };
         for (const auto& [fqn, file] : list_.weight_map)

@@ -121,11 +121,11 @@ class Comparison {
     }
 
   private:
-    void add(TensorDifference::Kind kind, const std::string& fqn, std::string detail) {
-        report_.differences.push_back({kind, fqn, std::move(detail)});
+    void add(TensorDifference::Kind kind, std::string_view fqn, std::string detail) {
+        report_.differences.push_back({kind, std::string(fqn), std::move(detail)});
     }
 
-    void compare_tensor(const std::string& fqn, const TensorStorageMetadata& tensor) {
+    void compare_tensor(std::string_view fqn, const TensorStorageMetadata& tensor) {
         const auto found = b_.metadata.tensors.find(fqn);
         if (found == b_.metadata.tensors.end())
             return add(TensorDifference::Kind::only_in_first, fqn, {});

@@ -9,7 +9,7 @@ namespace safering::checkpoint {
 namespace {
 
 // Bytes that a tensor takes in a header, at most by a little: its name escaped, dtype, shape and offsets.
-std::uint64_t header_share(const std::string& fqn, const Shape& size) {
+std::uint64_t header_share(std::string_view fqn, const Shape& size) {
     return 2 * fqn.size() + 96 + 21 * size.size();
 }
 
@@ -67,7 +67,7 @@ Result<FqnToIndexMapping> choose_files(const Metadata& metadata, const ConvertOp
                 return std::unexpected(
                     Error{.code = Errc::plan_unmapped_tensor,
                           .operation = "convert",
-                          .tensor = fqn,
+                          .tensor = std::string(fqn),
                           .detail = fmt::format("the checkpoint holds it, expected it among the {} "
                                                 "names of the mapping; add it",
                                                 mapping.size())});

@@ -80,7 +80,7 @@ class DtypeChoice {
   public:
     explicit DtypeChoice(const ConvertOptions& options) : options_(options) {}
 
-    Dtype of(const std::string& fqn, Dtype stored) {
+    Dtype of(const TensorName& fqn, Dtype stored) {
         if (!options_.dtype || stored == *options_.dtype)
             return stored;
         const auto match = [&](const std::string& glob) {
@@ -107,9 +107,9 @@ class DtypeChoice {
 
 } // namespace
 
-ConvertTarget::Source ConvertTarget::source_of(const std::string& fqn, Dtype dtype) const {
+ConvertTarget::Source ConvertTarget::source_of(std::string_view fqn, Dtype dtype) const {
     const auto found = sources.find(fqn);
-    return found == sources.end() ? Source{fqn, dtype} : found->second;
+    return found == sources.end() ? Source{std::string(fqn), dtype} : found->second;
 }
 
 Result<ConvertTarget> choose_target(const Metadata& source, const ConvertOptions& options) {
@@ -126,19 +126,19 @@ Result<ConvertTarget> choose_target(const Metadata& source, const ConvertOptions
     }
     struct Tensor {
         std::string renamed;
-        const std::string* fqn;
+        const TensorName* fqn;
         Dtype dtype;
         const TensorStorageMetadata* stored;
     };
     std::vector<Tensor> tensors;
     DtypeChoice choice(options);
     for (const auto& [fqn, stored] : source.tensors) {
-        std::string renamed = fqn;
+        std::string renamed = fqn.str();
         for (Rule& rule : rules)
             if (auto applied = rule.apply(renamed); !applied)
                 return std::unexpected(std::move(applied.error()));
         if (renamed.empty() && !fqn.empty())
-            return bad_name(fqn, "nothing would be left of its name");
+            return bad_name(fqn.str(), "nothing would be left of its name");
         tensors.push_back({std::move(renamed), &fqn, choice.of(fqn, stored.dtype), &stored});
     }
     std::ranges::stable_sort(tensors, {}, &Tensor::renamed);
@@ -150,7 +150,7 @@ Result<ConvertTarget> choose_target(const Metadata& source, const ConvertOptions
     ConvertTarget target;
     for (Tensor& tensor : tensors) {
         if (tensor.renamed != *tensor.fqn || tensor.dtype != tensor.stored->dtype)
-            target.sources.try_emplace(tensor.renamed, *tensor.fqn, tensor.stored->dtype);
+            target.sources.try_emplace(tensor.renamed, tensor.fqn->str(), tensor.stored->dtype);
         target.widest =
             std::max<std::uint64_t>(target.widest, bits(tensor.stored->dtype) / bits(tensor.dtype));
         target.metadata.tensors.emplace_hint(

@@ -23,7 +23,7 @@ struct ConvertTarget {
     /// What stayed although a dtype was asked for.
     std::vector<std::string> notes;
 
-    Source source_of(const std::string& fqn, Dtype dtype) const;
+    Source source_of(std::string_view fqn, Dtype dtype) const;
 };
 
 Result<ConvertTarget> choose_target(const Metadata& source, const ConvertOptions& options);

@@ -67,11 +67,11 @@ std::string index_text(const WeightMap& weight_map, std::uint64_t total_size) {
 }
 
 Result<WeightMap> parse_index(std::string_view text, const std::string& file) {
-    const auto bad = [&](Errc code, const std::string& fqn, std::string detail) {
+    const auto bad = [&](Errc code, std::string_view fqn, std::string detail) {
         return std::unexpected(Error{.code = code,
                                      .operation = "read index",
                                      .file = file,
-                                     .tensor = fqn,
+                                     .tensor = std::string(fqn),
                                      .detail = std::move(detail)});
     };
     if (find_invalid_utf8(text) == std::string_view::npos)

@@ -80,7 +80,8 @@ Result<void> set_latest(const std::string& checkpoint, Reactor& reactor) {
     const auto found = std::ranges::find(list->checkpoints, target.name, &StepCheckpoint::name);
     if (found == list->checkpoints.end() || !is_loadable(*found))
         return std::unexpected(
-            Error{.code = Errc::checkpoint_incomplete,
+            Error{.code = found == list->checkpoints.end() ? Errc::checkpoint_not_found
+                                                           : Errc::checkpoint_incomplete,
                   .operation = "set latest",
                   .file = target.path,
                   .detail = found == list->checkpoints.end()

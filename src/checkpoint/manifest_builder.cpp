@@ -60,7 +60,8 @@ ManifestBuilder::ManifestBuilder(const std::vector<SavePlan>& plans, const plan:
                               placement.tensor_begin, box->bytes(), *length, names_.size(), place,
                               static_cast<std::uint32_t>(item.size.size())});
             if (manifest_.layout == FileLayout::sharded)
-                manifest_.tensors.try_emplace(item.fqn, ManifestTensor{item.dtype, item.size});
+                manifest_.tensors.try_emplace(item.fqn.str(),
+                                              ManifestTensor{item.dtype, item.size});
         }
     }
     rank_begin_.push_back(items_.size());

@@ -279,7 +279,7 @@ class Opening {
             return std::unexpected(Error{.code = Errc::checkpoint_bad_manifest,
                                          .operation = "check extents",
                                          .file = file.path,
-                                         .tensor = tensor.name,
+                                         .tensor = tensor.name.str(),
                                          .detail = std::move(detail)});
         };
         std::vector<ChunkStorageMetadata> boxes;

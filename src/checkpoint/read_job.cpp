@@ -67,7 +67,7 @@ Result<void> ReadJob::add_item(const ReadItem& read, const TensorStorageMetadata
         return std::unexpected(Error{.code = code,
                                      .operation = "read data",
                                      .file = checkpoint_.path,
-                                     .tensor = read.fqn,
+                                     .tensor = std::string(read.fqn),
                                      .detail = std::move(detail)});
     };
     if (read.chunk >= tensor.chunks.size())
@@ -106,7 +106,7 @@ Result<void> ReadJob::add_items(const LoadPlan& plan, LoadPlanner& planner) {
             return std::unexpected(Error{.code = Errc::checkpoint_tensor_missing,
                                          .operation = "read data",
                                          .file = checkpoint_.path,
-                                         .tensor = read.fqn});
+                                         .tensor = std::string(read.fqn)});
         if (auto added = add_item(read, *tensor, std::move(*destination)); !added)
             return added;
         const Item& item = items_.back();
@@ -194,7 +194,7 @@ Result<void> ReadJob::verify(const Cell& cell) {
             Error error{.code = Errc::checkpoint_digest_mismatch,
                         .operation = "verify",
                         .file = file.path,
-                        .tensor = file.header.tensors[piece.tensor].name,
+                        .tensor = file.header.tensors[piece.tensor].name.str(),
                         .offset = piece.range.begin,
                         .length = piece.range.size(),
                         .detail =

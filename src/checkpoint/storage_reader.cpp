@@ -41,7 +41,7 @@ struct HuggingFaceStorageReader::Impl {
                 return std::unexpected(Error{.code = Errc::checkpoint_tensor_missing,
                                              .operation = "prepare load",
                                              .file = path,
-                                             .tensor = item.fqn});
+                                             .tensor = std::string(item.fqn)});
         }
         return {};
     }

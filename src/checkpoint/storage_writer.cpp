@@ -170,6 +170,12 @@ struct HuggingFaceStorageWriter::Impl {
     }
 
     Result<void> check_parent(Reactor& running) {
+        if (target.name.empty())
+            return std::unexpected(Error{.code = std::make_error_code(std::errc::invalid_argument),
+                                         .operation = "prepare global plan",
+                                         .file = target.path,
+                                         .detail = "the root directory is no checkpoint; name one "
+                                                   "inside it"});
         auto status = perform(running, {.op = Opcode::stat, .path = target.parent});
         if (!status) {
             status.error().operation = "prepare global plan";
@@ -220,7 +226,7 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
         const auto bad = [&](Errc code, std::string detail) {
             return std::unexpected(Error{.code = code,
                                          .operation = operation,
-                                         .tensor = item.fqn,
+                                         .tensor = std::string(item.fqn),
                                          .detail = std::move(detail)});
         };
         if (item.chunk.offsets.size() != item.size.size() ||
@@ -496,7 +502,7 @@ HuggingFaceStorageWriter::split_by_storage_plan(const FqnToIndexMapping& mapping
             if (found == mapping.end())
                 return std::unexpected(Error{.code = Errc::plan_unmapped_tensor,
                                              .operation = "split by storage plan",
-                                             .tensor = item.fqn});
+                                             .tensor = std::string(item.fqn)});
             index = found->second;
         }
         out[index].push_back(std::move(item));

@@ -50,7 +50,7 @@ Result<std::vector<Window>> make_windows(const Metadata& metadata, const FqnToIn
                                          std::uint64_t limit_bytes) {
     std::map<std::uint32_t, std::vector<safetensors::TensorEntryView>> files;
     for (const auto& [fqn, tensor] : metadata.tensors)
-        files[mapping.empty() ? 1 : mapping.at(fqn)].push_back(
+        files[mapping.empty() ? 1 : mapping.find(fqn)->second].push_back(
             {fqn, tensor.dtype, {tensor.size.data(), tensor.size.size()}, {}});
     std::vector<Slice> slices;
     for (auto& [index, entries] : files) {

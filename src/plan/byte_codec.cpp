@@ -158,14 +158,14 @@ std::string ByteReader::text() {
     return std::string(view());
 }
 
-std::string ByteReader::name() {
+TensorName ByteReader::name() {
     const std::uint64_t number = number_up_to(names_.size());
     if (number > 0)
-        return std::string(names_[number - 1]);
-    const std::string_view text = view();
-    if (ok() && text.size() <= shared_name_bytes)
-        names_.push_back(text);
-    return std::string(text);
+        return names_[number - 1];
+    TensorName name = made_.add(view());
+    if (ok() && name.size() <= shared_name_bytes)
+        names_.push_back(name);
+    return name;
 }
 
 Shape ByteReader::shape() {

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include <safering/tensor.hpp>
+#include <safering/tensor_name.hpp>
 
 namespace safering::plan {
 
@@ -40,7 +41,7 @@ class ByteWriter {
     /// Eight bytes, little-endian.
     void fixed(std::uint64_t value);
     void text(std::string_view value);
-    /// A string that comes again, stored where it stands first. Must outlive the writer.
+    /// A name that comes again, stored where it stands first. Must outlive the writer.
     void name(std::string_view value);
     void shape(const Shape& shape);
     /// Appends the checksum.
@@ -69,7 +70,7 @@ class ByteReader {
     std::size_t count(std::size_t least_bytes);
     std::uint64_t fixed();
     std::string text();
-    std::string name();
+    TensorName name();
     Shape shape();
     /// A value was read that may not be here.
     void refuse(std::string_view fault);
@@ -83,7 +84,8 @@ class ByteReader {
     std::span<const std::byte> bytes_; // without the checksum
     std::size_t at_ = 0;
     std::string fault_;
-    std::vector<std::string_view> names_;
+    TensorNames made_;
+    std::vector<TensorName> names_;
 };
 
 } // namespace safering::plan

@@ -57,7 +57,7 @@ Result<void> check_names(const ItemNames& names) {
         if (const std::size_t at = find_invalid_utf8(item->fqn); at != std::string::npos)
             return item_error(Errc::plan_bad_name, *item,
                               fmt::format("expected UTF-8, found byte {:#04x} at {}",
-                                          static_cast<unsigned char>(item->fqn[at]), at));
+                                          static_cast<unsigned char>(item->fqn.data()[at]), at));
     return {};
 }
 

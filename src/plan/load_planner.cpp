@@ -20,7 +20,7 @@ namespace {
 
 using plan::in_words;
 
-std::unexpected<Error> wrong(Errc code, const char* operation, const std::string& fqn,
+std::unexpected<Error> wrong(Errc code, const char* operation, std::string_view fqn,
                              std::string detail) {
     auto error = fail(code, operation, std::move(detail));
     error.error().tensor = fqn;
@@ -43,7 +43,7 @@ bool inside(const ChunkStorageMetadata& box, const Shape& size) {
 }
 
 // Stored chunks that can be relied on below: of the tensor's rank, inside it, countable.
-Result<void> check_stored(const std::string& fqn, const TensorStorageMetadata& stored) {
+Result<void> check_stored(std::string_view fqn, const TensorStorageMetadata& stored) {
     if (!plan::element_count(stored.size))
         return wrong(
             Errc::plan_overflow, "plan load", fqn,
@@ -62,7 +62,7 @@ Result<void> check_stored(const std::string& fqn, const TensorStorageMetadata& s
 }
 
 // Counting elements is not enough: a chunk that is there twice makes up for one that is missing.
-Result<void> check_tiled(const std::string& fqn, const TensorStorageMetadata& stored) {
+Result<void> check_tiled(std::string_view fqn, const TensorStorageMetadata& stored) {
     const auto fault = plan::find_tiling_fault(stored.size, stored.chunks);
     if (!fault)
         return {};
@@ -138,11 +138,14 @@ Result<void> LoadPlanner::commit_tensor(const ReadItem&) {
 
 DefaultLoadPlanner::DefaultLoadPlanner(std::vector<LocalDestination> tensors)
     : tensors_(std::move(tensors)) {
-    for (LocalDestination& tensor : tensors_)
+    TensorNames names; // a trainer's lie between its tensors, each on a page of its own
+    for (LocalDestination& tensor : tensors_) {
+        tensor.fqn = names.add(tensor.fqn);
         if (tensor.size.empty() && tensor.offsets.empty()) {
             tensor.size = tensor.data.shape;
             tensor.offsets.assign(tensor.size.size(), 0);
         }
+    }
     // Those without elements, which no item names, behind one that begins at the same place.
     order_ = plan::order_by_name(
         tensors_, [](const LocalDestination& tensor) -> std::string_view { return tensor.fqn; },

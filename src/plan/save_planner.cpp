@@ -14,7 +14,7 @@ namespace safering {
 namespace {
 
 // A name may have several parts here, and parts without elements may begin where others do.
-auto key(const std::string& fqn, const Shape& offsets, const Shape& sizes) {
+auto key(const TensorName& fqn, const Shape& offsets, const Shape& sizes) {
     return std::tie(fqn, offsets, sizes);
 }
 auto key(const LocalTensor& tensor) {
@@ -27,11 +27,14 @@ SavePlanner::~SavePlanner() = default;
 
 DefaultSavePlanner::DefaultSavePlanner(std::vector<LocalTensor> tensors, std::uint32_t rank)
     : tensors_(std::move(tensors)), rank_(rank) {
-    for (LocalTensor& tensor : tensors_)
+    TensorNames names; // a trainer's lie between its tensors, each on a page of its own
+    for (LocalTensor& tensor : tensors_) {
+        tensor.fqn = names.add(tensor.fqn);
         if (tensor.size.empty() && tensor.offsets.empty()) {
             tensor.size = tensor.data.shape;
             tensor.offsets.assign(tensor.size.size(), 0);
         }
+    }
     order_ = plan::order_by_name(
         tensors_, [](const LocalTensor& tensor) -> std::string_view { return tensor.fqn; },
         [](const LocalTensor& a, const LocalTensor& b) { return key(a) < key(b); });

@@ -348,8 +348,9 @@ Result<Metadata> metadata_from_bytes(std::span<const std::byte> bytes) {
     ByteReader in(bytes, ByteKind::metadata);
     Metadata metadata;
     metadata.files = take_texts(in);
+    TensorNames names;
     for (std::size_t left = in.count(5); left > 0 && in.ok(); --left) {
-        std::string fqn = in.text();
+        TensorName fqn = names.add(in.text());
         if (!metadata.tensors.empty() && fqn <= metadata.tensors.rbegin()->first)
             in.refuse("names are not in order");
         metadata.tensors.emplace_hint(metadata.tensors.end(), std::move(fqn),

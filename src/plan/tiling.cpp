@@ -301,7 +301,7 @@ std::optional<TilingFault> find_tiling_fault(const Shape& size,
 
 namespace safering {
 
-Result<void> check_tiling(const std::string& name, const Shape& size,
+Result<void> check_tiling(std::string_view name, const Shape& size,
                           std::span<const ChunkStorageMetadata> chunks) {
     const auto fault = plan::find_tiling_fault(size, chunks);
     if (!fault)

@@ -21,6 +21,16 @@
 #include <safering/reactor.hpp>
 #include <safering/storage_writer.hpp>
 
+// To a str, as std::string goes.
+template <>
+struct pybind11::detail::type_caster<safering::TensorName> {
+    static constexpr auto name = const_name("str");
+    static handle cast(const safering::TensorName& name, return_value_policy policy,
+                       handle parent) {
+        return make_caster<std::string_view>::cast(name.view(), policy, parent);
+    }
+};
+
 namespace safering::python {
 
 namespace py = pybind11;
@@ -34,6 +44,7 @@ void bind_retention(py::module_& module);
 void bind_staging(py::module_& module);
 void bind_async_saver(py::module_& module);
 void bind_stored_file(py::module_& module);
+void bind_any_file(py::module_& module);
 
 /// A tuple (or any sequence) of ints, as torch.Size is one.
 Shape to_shape(py::handle numbers);
@@ -41,8 +52,8 @@ Strides to_strides(py::handle numbers);
 py::tuple to_tuple(const Shape& shape);
 Dtype to_dtype(py::handle code);
 ExchangeWay to_way(const std::string& text);
-/// UTF-8; a name that holds lone surrogates is an error that says so.
-std::string to_text(py::handle text);
+/// UTF-8, borrowed from the str; one that holds lone surrogates is an error that says so.
+std::string_view to_text(py::handle text);
 /// A path as Python has it. It need not be UTF-8, like any name of the system's; the other way round it comes as bytes.
 py::object to_path(const std::string& path);
 std::span<const std::byte> to_span(const py::bytes& bytes);

@@ -61,7 +61,7 @@ py::object to_path(const std::string& path) {
         PyUnicode_DecodeFSDefaultAndSize(path.data(), static_cast<py::ssize_t>(path.size())));
 }
 
-std::string to_text(py::handle text) {
+std::string_view to_text(py::handle text) {
     Py_ssize_t size = 0;
     const char* data = PyUnicode_AsUTF8AndSize(text.ptr(), &size);
     if (data == nullptr)

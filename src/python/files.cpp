@@ -17,7 +17,7 @@ void save(const std::string& path, const py::list& names, const TensorColumns& t
     check_columns(views.size(), {names});
     std::vector<NamedTensor> named(views.size());
     for (std::size_t i = 0; i < views.size(); ++i)
-        named[i] = {to_text(names[i]), std::move(views[i])};
+        named[i] = {std::string(to_text(names[i])), std::move(views[i])};
     const py::gil_scoped_release release;
     save_file(path, named, metadata, std::move(reactor));
 }

@@ -52,4 +52,5 @@ PYBIND11_MODULE(_native, module) {
     bind_staging(module);
     bind_async_saver(module);
     bind_stored_file(module);
+    bind_any_file(module);
 }

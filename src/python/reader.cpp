@@ -215,8 +215,9 @@ class Reader {
                                                     std::vector<MutableTensorView> views) {
         std::vector<LocalDestination> boxes(py::len(fqns));
         check_columns(boxes.size(), {offsets, sizes});
+        TensorNames names;
         for (std::size_t i = 0; i < boxes.size(); ++i) {
-            boxes[i].fqn = to_text(fqns[i]);
+            boxes[i].fqn = names.add(to_text(fqns[i]));
             boxes[i].data = std::move(views[i]);
             if (offsets[i].is_none())
                 continue;
@@ -232,9 +233,10 @@ class Reader {
         LoadPlan plan;
         plan.items.resize(py::len(fqns));
         check_columns(plan.items.size(), {chunk_offsets, chunk_hints, storage_offsets, lengths});
+        TensorNames names;
         for (std::size_t i = 0; i < plan.items.size(); ++i) {
             ReadItem& item = plan.items[i];
-            item.fqn = to_text(fqns[i]);
+            item.fqn = names.add(to_text(fqns[i]));
             item.chunk = find_chunk(item.fqn, to_shape(chunk_offsets[i]), chunk_hints[i]);
             item.storage_offsets = to_shape(storage_offsets[i]);
             item.lengths = to_shape(lengths[i]);
@@ -243,12 +245,12 @@ class Reader {
     }
 
     // The hint is the chunk's number in the metadata, where DCP's planner knows it.
-    std::uint32_t find_chunk(const std::string& fqn, const Shape& offsets, py::handle hint) const {
+    std::uint32_t find_chunk(std::string_view fqn, const Shape& offsets, py::handle hint) const {
         const auto missing = [&](std::string detail) {
             return Exception({.code = Errc::checkpoint_tensor_missing,
                               .operation = "read data",
                               .file = reader_.path(),
-                              .tensor = fqn,
+                              .tensor = std::string(fqn),
                               .detail = std::move(detail)});
         };
         const auto found = metadata_.tensors.find(fqn);

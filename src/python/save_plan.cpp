@@ -12,9 +12,10 @@ SavePlan make_plan(std::uint32_t rank, const py::list& fqns, const py::list& dty
     SavePlan plan{.rank = rank, .items = {}, .endpoint = {}, .storage = {}};
     plan.items.resize(py::len(fqns));
     check_columns(plan.items.size(), {dtypes, offsets, sizes, shapes});
+    TensorNames names;
     for (std::size_t i = 0; i < plan.items.size(); ++i) {
         WriteItem& item = plan.items[i];
-        item.fqn = to_text(fqns[i]);
+        item.fqn = names.add(to_text(fqns[i]));
         item.dtype = to_dtype(dtypes[i]);
         item.chunk.sizes = to_shape(sizes[i]);
         if (offsets[i].is_none()) { // a whole tensor

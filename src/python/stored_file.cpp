@@ -56,9 +56,10 @@ class StoredFile {
         LoadPlan plan;
         plan.items.resize(py::len(names));
         check_columns(plan.items.size(), {offsets, lengths, tensors.addresses});
+        TensorNames fqns;
         for (std::size_t i = 0; i < plan.items.size(); ++i) {
             ReadItem& item = plan.items[i];
-            item.fqn = to_text(names[i]);
+            item.fqn = fqns.add(to_text(names[i]));
             item.storage_offsets = to_shape(offsets[i]);
             item.lengths = to_shape(lengths[i]);
         }

@@ -13,11 +13,12 @@
 
 #include <safering/byte_range.hpp>
 #include <safering/tensor.hpp>
+#include <safering/tensor_name.hpp>
 
 namespace safering::safetensors {
 
 struct TensorEntry {
-    std::string name;
+    TensorName name;
     Dtype dtype = Dtype::u8;
     Shape shape;
     /// Relative to the data section, as data_offsets are.

@@ -123,7 +123,7 @@ bool HeaderEvents::table_key(const std::string& key) {
     member_ = key == metadata_name ? Member::metadata : Member::tensor;
     if (member_ == Member::metadata)
         return true;
-    tensor_.name = key;
+    tensor_.name = names_.add(key);
     if (key.size() > limits_.name_bytes)
         return reject(Errc::header_name_too_long,
                       fmt::format("expected a name of at most {} bytes, found {} bytes",
@@ -188,7 +188,7 @@ bool HeaderEvents::close_scope() {
         return reject(Errc::header_duplicate_key, "__metadata__: " + found);
     if (place_ == Place::table) {
         member_ = *twice == metadata_name ? Member::metadata : Member::tensor;
-        tensor_.name = *twice;
+        tensor_.name = names_.add(*twice);
     }
     return reject(Errc::header_duplicate_key, found);
 }
@@ -313,7 +313,7 @@ bool HeaderEvents::reject(Errc code, std::string detail) {
     error_ = Error{.code = code,
                    .operation = "parse header",
                    .file = file_,
-                   .tensor = in_tensor ? tensor_.name : std::string(),
+                   .tensor = in_tensor ? tensor_.name.str() : std::string(),
                    .detail = std::move(detail)};
     return false;
 }

@@ -76,6 +76,7 @@ class HeaderEvents {
     Member member_ = Member::none;
     std::string metadata_key_;
     TensorEntry tensor_;
+    TensorNames names_;
     Field field_ = Field::unknown;
     unsigned seen_fields_ = 0;
     unsigned offsets_seen_ = 0;

@@ -80,6 +80,7 @@ std::optional<Header> parse_plain_header(std::string_view text, const HeaderLimi
     Header header;
     reserve_large(header.tensors,
                   std::min<std::size_t>(text.size() / text_of_tensor, limits.tensors));
+    TensorNames names;
     bool metadata = false;
     const auto member = [&] {
         std::string_view key;
@@ -91,7 +92,7 @@ std::optional<Header> parse_plain_header(std::string_view text, const HeaderLimi
             return first && read_metadata(json, header, limits);
         }
         TensorEntry& tensor = header.tensors.emplace_back();
-        tensor.name = key;
+        tensor.name = names.add(key);
         return key.size() <= limits.name_bytes && header.tensors.size() <= limits.tensors &&
                read_tensor(json, tensor, limits);
     };

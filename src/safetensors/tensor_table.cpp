@@ -53,16 +53,16 @@ Result<void> order_tensors(std::vector<TensorEntry>& tensors, std::uint64_t data
         // Not a hole: nothing that the file could hold would fill it.
         if (begin > expected && end > data_bytes)
             return bad_table(
-                Errc::header_offsets_beyond_file, file, tensor.name,
+                Errc::header_offsets_beyond_file, file, tensor.name.str(),
                 fmt::format("expected offsets within the file's {} bytes of data, found [{}, {})",
                             data_bytes, begin, end));
         if (begin > expected)
-            return bad_table(Errc::header_hole, file, tensor.name,
+            return bad_table(Errc::header_hole, file, tensor.name.str(),
                              fmt::format("expected the tensor to begin at {}, found [{}, {})",
                                          expected, begin, end));
         if (begin < expected)
             return bad_table(
-                Errc::header_overlap, file, tensor.name,
+                Errc::header_overlap, file, tensor.name.str(),
                 fmt::format("expected the tensor to begin at {}, found [{}, {}), which "
                             "overlaps \"{}\" at [{}, {})",
                             expected, begin, end, escaped(tensors[i - 1].name),
@@ -70,7 +70,7 @@ Result<void> order_tensors(std::vector<TensorEntry>& tensors, std::uint64_t data
         expected = end;
     }
     if (expected > data_bytes)
-        return bad_table(Errc::header_missing_data, file, tensors.back().name,
+        return bad_table(Errc::header_missing_data, file, tensors.back().name.str(),
                          fmt::format("expected {} bytes of data, found {}; the file was cut short",
                                      expected, data_bytes));
     if (expected < data_bytes)

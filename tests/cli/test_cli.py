@@ -39,7 +39,9 @@ class Usage(CommandTest):
             *[["convert", "a", "b", "--dtype", dtype] for dtype in ["I64", "F8_E4M3", "half", ""]],
             ["convert", "a", "b", "--keep-dtype", "x"],
             *[["convert", "a", "b", "--rename", rule]
-              for rule in ["", "a", "=b", "s/a", "s/a/b", "s//b/", "s/a/b/x"]],
+              for rule in ["", "a", "=b", "s/a", "s/a/b", "s//b/", "s/a/b/x", "s/(/b/", "s/[z-a]/b/g"]],
+            ["inspect", "a", "--min-size", "2MiB", "--max-size", "1MiB"],
+            ["prune", "a", "--keep-last", "1", "--prefix", "a/b"],
             ["bench", ".", "--ranks", "0"], ["bench", ".", "--shard-dim", "-1"],
             ["bench", ".", "--size", "big"], ["bench", ".", "--repeat", "0"], ["bench", ".", "--depth", "0"],
             *[["bench", ".", "--block", size] for size in ["3MiB", "8MiB", "2KiB", "big"]],
@@ -47,6 +49,11 @@ class Usage(CommandTest):
         for arguments in wrong:
             with self.subTest(arguments=arguments):
                 self.assertRegex(self.fails(2, *arguments), r"; try: safering( [a-z]+)? --help\n$")
+
+    def test_the_root_directory_is_no_target(self):
+        source = self.file("source.safetensors")
+        self.assertIn("root directory", self.fails(1, "convert", source, "/"))
+        self.assertIn("root directory", self.fails(1, "convert", source, "/usr/.."))
 
     def test_a_mistyped_command_is_guessed(self):
         self.assertIn('"verfy"; did you mean verify?', self.fails(2, "verfy", "a"))

@@ -3,8 +3,12 @@
 import collections
 import json
 import os
+import pathlib
+import subprocess
+import sys
 import unittest
 import unittest.mock
+import xml.etree.ElementTree
 
 from command import CommandTest
 
@@ -39,6 +43,22 @@ class TraceTest(CommandTest):
         both = self.traced_bench()
         self.assertEqual(both[: len(first)], first)
         self.assertGreater(len(both), len(first))
+
+    def test_a_trace_becomes_a_picture(self):
+        self.traced_bench("--ranks", "2")
+        timeline = pathlib.Path(__file__).parents[2] / "bench" / "timeline.py"
+        trace, picture = self.directory / "trace.json", self.directory / "out.svg"
+        subprocess.run([sys.executable, timeline, trace, picture], check=True)
+        drawn = xml.etree.ElementTree.parse(picture).getroot()
+        texts = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}text")]
+        self.assertRegex(texts[0], "^A save of [0-9]+ MiB by 2 ranks$")
+        for words in ("rank 0, 1", "prepare_global_plan", "write_data of rank 0", "write_data of rank 1", "finish", "copies", "disk", "durable"):
+            self.assertIn(words, texts)
+        titles = [element.text for element in drawn.iter("{http://www.w3.org/2000/svg}title")]
+        self.assertGreaterEqual(sum(title.startswith("write: ") and title.endswith("MiB") for title in titles), 6)
+        trace.write_text('[{"ph":"M","pid":1,"tid":0,"name":"process_name","args":{}},\n')
+        run = subprocess.run([sys.executable, timeline, trace, picture], capture_output=True, text=True)
+        self.assertEqual((run.returncode, len(run.stderr.splitlines())), (1, 1), run.stderr)
 
     def test_what_cannot_be_written_is_said(self):
         source = self.file("source.safetensors")

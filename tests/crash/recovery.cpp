@@ -23,7 +23,7 @@ Result<Model> load_model(const std::string& path, const std::shared_ptr<Reactor>
         return std::unexpected(std::move(metadata.error()));
     Model model;
     for (const auto& [fqn, tensor] : metadata->tensors)
-        model.push_back({fqn, tensor.dtype, tensor.size,
+        model.push_back({fqn.str(), tensor.dtype, tensor.size,
                          std::vector<std::byte>(byte_size(tensor.dtype, tensor.size).value(),
                                                 std::byte{0xA5})});
     std::vector<LocalDestination> destinations;

@@ -22,7 +22,7 @@ WriteItem shard(std::string fqn, Shape offsets, Shape sizes, Shape size, Dtype d
 std::vector<std::string> names(const SavePlan& plan) {
     std::vector<std::string> out;
     for (const WriteItem& item : plan.items)
-        out.push_back(item.fqn);
+        out.push_back(item.fqn.str());
     return out;
 }
 using Names = std::vector<std::string>;
@@ -135,7 +135,7 @@ RC_GTEST_PROP(GlobalPlan, KeepsEveryChunkOnceAndBalances, (std::uint64_t seed)) 
     RC_ASSERT(create_global_plan(replicated)->plans == global->plans);
     std::multiset<std::string> wanted, got;
     const auto label = [](const WriteItem& item) {
-        std::string text = item.fqn;
+        std::string text = item.fqn.str();
         for (const std::uint64_t offset : item.chunk.offsets)
             text += ',' + std::to_string(offset);
         return text;

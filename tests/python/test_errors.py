@@ -151,9 +151,9 @@ def test_path_that_is_a_file(tmp_path):
 
 
 def test_options_that_do_not_exist(tmp_path):
-    with pytest.raises(CheckpointException, match="backend must be"):
+    with pytest.raises(ValueError, match="backend must be"):
         save(tmp_path / "c", WHOLE, backend="carrier pigeon")
-    with pytest.raises(CheckpointException, match="verification must be"):
+    with pytest.raises(ValueError, match="verification must be"):
         dcp.load(dict(WHOLE), storage_reader=SAFERING.reader(str(tmp_path), verification="some"))
 
 

@@ -121,7 +121,7 @@ def test_again_and_with_one_rank_off(saved):
 
 def test_unknown_way(saved):
     state = {name: torch.zeros_like(tensor) for name, tensor in whole().items()}
-    with pytest.raises(CheckpointException, match="exchange must be"):
+    with pytest.raises(ValueError, match="exchange must be"):
         dcp.load(state, storage_reader=st.HuggingFaceStorageReader(str(saved), exchange="by post"))
 
 

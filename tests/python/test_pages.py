@@ -16,8 +16,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAGES = {
     "README.md": ([], ["step-1000/safering.manifest.json", "step-2000/safering.manifest.json"]),
     "docs/python.md": (
-        ["transformers"],
+        ["transformers", "torch_checkpointing"],
         ["step-1000/safering.manifest.json", "checkpoints/latest", "bert/config.json", "many/safering.manifest.json",
+         "native/step-1000/model_0.pt",
          "titan/sharded/safering.manifest.json", "titan/model.safetensors.index.json"],
     ),
     "docs/operations.md": ([], ["safering-seccomp.json"]),
@@ -25,14 +26,24 @@ PAGES = {
 # What torchtitan does with torch's classes, for a recipe that starts torchtitan.train.
 TITAN = """
 import torch, torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageWriter
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint._consolidate_hf_safetensors import consolidate_safetensors_files_on_every_rank
+from torch.distributed.checkpoint.quantized_hf_storage import QuantizedHuggingFaceStorageReader
 
-assert __name__ == "__main__" and HuggingFaceStorageWriter.__module__.startswith("safering.")
+assert __name__ == "__main__"
+for one in HuggingFaceStorageReader, HuggingFaceStorageWriter, QuantizedHuggingFaceStorageReader:
+    assert one.__module__.startswith("safering."), one
 state, mapping = {"a": torch.ones(2), "b": torch.ones(3)}, {"a": 1, "b": 2}
 writer = HuggingFaceStorageWriter("titan/sharded", save_distributed=True, fqn_to_index_mapping=mapping)
 dcp.save(state, storage_writer=writer)
 consolidate_safetensors_files_on_every_rank("titan/sharded", "titan", mapping, num_threads=5)
+# Without a mapping of the keys, as for adapters.
+writer = HuggingFaceStorageWriter(path="titan-adapter", save_distributed=True, enable_consolidation=True)
+dcp.save({"a": torch.ones(2)}, storage_writer=writer)
+for path, names in (("titan", "ab"), ("titan-adapter", "a")):
+    target = {name: torch.zeros_like(state[name]) for name in names}
+    dcp.load(target, storage_reader=HuggingFaceStorageReader(path))
+    assert all(torch.equal(target[name], state[name]) for name in names)
 """
 
 

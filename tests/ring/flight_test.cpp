@@ -92,7 +92,7 @@ class GivenAway final : public SavePlanner, public LoadPlanner {
     }
 
     Result<TensorView> resolve_data(const WriteItem& item) override {
-        MutableTensorView view = std::move(views_.extract(item.fqn).mapped());
+        MutableTensorView view = std::move(views_.extract(item.fqn.str()).mapped());
         return TensorView{.data = view.data,
                           .dtype = view.dtype,
                           .shape = view.shape,
@@ -100,7 +100,7 @@ class GivenAway final : public SavePlanner, public LoadPlanner {
                           .owner = std::move(view.owner)};
     }
     Result<MutableTensorView> resolve_tensor(const ReadItem& item) override {
-        return std::move(views_.extract(item.fqn).mapped());
+        return std::move(views_.extract(item.fqn.str()).mapped());
     }
 
   private:

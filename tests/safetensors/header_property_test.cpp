@@ -82,7 +82,7 @@ void check_invariant(const Header& header, std::uint64_t file_bytes) {
             value_or_throw(byte_size(tensor.dtype, {tensor.shape.data(), tensor.shape.size()}));
         RC_ASSERT(bytes == tensor.data.size());
         RC_ASSERT(find_invalid_utf8(tensor.name) == std::string::npos);
-        RC_ASSERT(names.insert(tensor.name).second);
+        RC_ASSERT(names.insert(tensor.name.str()).second);
         at = tensor.data.end;
     }
     RC_ASSERT(header.data_begin + at == file_bytes);

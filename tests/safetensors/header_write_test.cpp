@@ -14,7 +14,7 @@ TensorEntry entry(const std::string& name, Dtype dtype, Shape shape) {
 std::vector<std::string> names_of(const std::vector<TensorEntry>& tensors) {
     std::vector<std::string> names;
     for (const TensorEntry& tensor : tensors)
-        names.push_back(tensor.name);
+        names.push_back(tensor.name.str());
     return names;
 }
 

@@ -176,7 +176,7 @@ void Ranks::compare() const {
                 std::mismatch(part.saved.get(), part.saved.get() + part.bytes, part.loaded.get());
             throw Exception({.code = Errc::checkpoint_digest_mismatch,
                              .operation = "compare what was loaded with what was saved",
-                             .tensor = part.fqn,
+                             .tensor = std::string(part.fqn),
                              .detail = fmt::format(
                                  "rank {}'s part {} at {} differs from byte {} on", rank,
                                  format_shape(part.shard.sizes), format_shape(part.shard.offsets),

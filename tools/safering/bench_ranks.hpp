@@ -46,7 +46,7 @@ class Ranks {
 
   private:
     struct Part {
-        std::string fqn;
+        TensorName fqn;
         Shape size;
         Shard shard;
         std::size_t bytes = 0;

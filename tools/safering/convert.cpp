@@ -3,6 +3,7 @@
 #include <cctype>
 #include <chrono>
 #include <optional>
+#include <regex>
 
 #include <fmt/format.h>
 
@@ -71,6 +72,15 @@ std::optional<Rename> parse_rename(std::string_view text) {
                   .to = std::string(text.substr(sign + 1))};
 }
 
+void check_regex(const std::string& text) {
+    try {
+        static_cast<void>(std::regex(text));
+    } catch (const std::regex_error& error) {
+        throw CLI::ValidationError("--rename", fmt::format("\"{}\" is no regular expression: {}",
+                                                           escaped(text), error.what()));
+    }
+}
+
 void add_change_options(CLI::App& command, Arguments& arguments) {
     command
         .add_option(
@@ -104,6 +114,8 @@ void add_change_options(CLI::App& command, Arguments& arguments) {
                         throw CLI::ValidationError(
                             "--rename", fmt::format("\"{}\" is neither OLD=NEW nor s/regex/text/",
                                                     escaped(value)));
+                    if (rename->kind != Rename::Kind::prefix)
+                        check_regex(rename->from);
                     arguments.renames.push_back(std::move(*rename));
                 }
                 return true;

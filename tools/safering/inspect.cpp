@@ -217,6 +217,9 @@ void add_inspect(CLI::App& app, CommonOptions& common, Action& action) {
     add_filter_options(*command, arguments->filter);
     add_backend_option(*command, common);
     command->callback([&common, &action, arguments] {
+        if (arguments->filter.least_bytes > arguments->filter.most_bytes)
+            throw CLI::ValidationError("--min-size",
+                                       "it is larger than --max-size, so nothing matches");
         action = [&common, arguments] { return inspect(*arguments, common); };
     });
 }

@@ -92,6 +92,14 @@ void add_prune(CLI::App& app, CommonOptions& common, Action& action) {
         ->check(CLI::Range(std::uint64_t{1}, std::uint64_t{1'000'000'000'000'000'000}))
         ->type_name("N");
     command->add_option("--prefix", arguments->policy.prefix, "Only checkpoints named <prefix>-...")
+        ->check([](const std::string& prefix) {
+            return prefix.find('/') == std::string::npos
+                       ? std::string()
+                       : fmt::format(
+                             "\"{}\" is a path; a prefix is the name of a checkpoint in DIR up "
+                             "to \"-\" and its step",
+                             escaped(prefix));
+        })
         ->type_name("PREFIX");
     command->add_flag("--with-others", arguments->others,
                       "Also checkpoints that hold files of others (config.json), with these");

@@ -59,9 +59,8 @@ void add_children(TensorTree& node, std::span<const NamedStorage* const> tensors
 
 TensorTree make_tree(std::span<const NamedStorage* const> tensors) {
     std::vector<const NamedStorage*> ordered(tensors.begin(), tensors.end());
-    std::ranges::sort(ordered, {}, [](const NamedStorage* tensor) -> const std::string& {
-        return tensor->first;
-    });
+    std::ranges::sort(
+        ordered, {}, [](const NamedStorage* tensor) -> const TensorName& { return tensor->first; });
     TensorTree root;
     add_children(root, ordered, 0);
     return root;

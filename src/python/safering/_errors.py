@@ -57,7 +57,7 @@ class Error(RuntimeError, SafetensorError):
 class StorageError(Error, OSError):
     """The operating system's refusal; `errno` and `filename` are set as for any OSError."""
 
-    def __init__(self, message: str, errno: int, *fields) -> None:
+    def __init__(self, message: str, errno: int = 0, *fields) -> None:
         Error.__init__(self, message, *fields)
         self.errno = errno
         self.strerror = self.reason

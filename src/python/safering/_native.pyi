@@ -197,6 +197,32 @@ class StoredFile:
     def read(self, names: list[str], offsets: _Shapes, lengths: _Shapes, tensors: TensorColumns) -> None:
         """Fills `tensors` with boxes of the stored ones; has done so on return."""
 
+class FileWriter:
+    """A file of any content, from first to last; one thread at a time. Under its name and durable when committed;
+    nothing of it is left when abandoned or dropped."""
+
+    def __init__(self, path: str | bytes, reactor: Reactor, expected_bytes: int = 0) -> None:
+        """`expected_bytes` are allocated; 0: not known."""
+
+    def write(self, data: Buffer) -> int:
+        """Has copied all of it on return."""
+
+    def commit(self) -> list[str]:
+        """What could not be tidied up."""
+
+    def abandon(self) -> None: ...
+    def size(self) -> int: ...
+
+class FileReader:
+    """A file of any content, as it was when it was opened. Any thread, several at a time."""
+
+    def __init__(self, path: str | bytes, reactor: Reactor) -> None: ...
+    def size(self) -> int: ...
+    def read_into(self, buffer: Buffer, offset: int) -> int:
+        """Fills it as far as the file goes."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+
 def advise_huge(address: int, size: int) -> None:
     """Asks for huge pages in memory that has not been touched yet; a hint."""
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import ctypes
+import numbers
 import os
 import weakref
 from collections.abc import Callable
@@ -18,9 +19,10 @@ import torch
 import torch.distributed as dist
 
 from .. import _native, _runtime
+from .._arguments import check_exchange, check_mapping, check_reactor
 from .._paths import make_directories
 from .._reports import SaveReport
-from ._limits import SaveLimits
+from ._limits import SaveLimits, check_limits
 from ._planner import DefaultSavePlanner
 from ._plans import item_columns
 from ._staging import copy_to, pin_staging_memory
@@ -33,6 +35,8 @@ __all__ = ["AsyncSaver", "Flushed", "PendingSave", "release_staging_memory", "re
 def reserve_staging_memory(size: int) -> None:
     """Makes and touches `size` bytes for copies now, so that the first save finds them warm: fresh pages cost more
     than the copy itself. Blocks, without the GIL."""
+    if not isinstance(size, numbers.Integral) or size < 0:
+        raise ValueError(f"size must be a number of bytes, not {size!r}")
     pin_staging_memory()
     _native.reserve_staging_memory(size)
 
@@ -102,6 +106,10 @@ class AsyncSaver:
         exchange: str = "automatic",
         buffer_memory: int = _runtime.BUFFER_MEMORY,
     ) -> None:
+        check_mapping(fqn_to_index_mapping)
+        check_reactor(backend, buffer_memory)
+        check_exchange(exchange)
+        check_limits(limits)
         ranks = None
         if dist.is_available() and dist.is_initialized():
             ranks = dist.get_process_group_ranks(process_group or dist.group.WORLD)
@@ -135,6 +143,8 @@ class AsyncSaver:
         tensors: list[torch.Tensor] = []
         failed: BaseException | None = None
         try:
+            if not isinstance(state_dict, dict):
+                raise TypeError(f"expected a dict of names and tensors, found {type(state_dict).__name__}")
             planner.set_up_planner(state_dict, is_coordinator=self._rank == 0)
             items = planner.create_local_plan().items
             check_items(items)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from .. import _native
 
@@ -26,3 +27,8 @@ class SaveLimits:
 
     def native(self) -> _native.SaveLimits:
         return _native.SaveLimits(self.bytes_per_second, self.processor_share)
+
+
+def check_limits(limits: Any) -> None:
+    if not isinstance(limits, SaveLimits):
+        raise TypeError(f"limits must be a SaveLimits, not {limits!r}")

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, LoadPla
 from torch.futures import Future
 
 from .. import _native, _runtime
+from .._arguments import check_choice, check_exchange, check_progress, check_reactor
 from .._reports import LoadReport
 from ._dtypes import CODES, DTYPES, F4, stored_shape, torch_shape
 from ._plans import no_collection
@@ -86,6 +87,10 @@ class HuggingFaceStorageReader(_TorchReader):
         exchange: str = "automatic",
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        check_reactor(backend, buffer_memory)
+        check_choice("verification", verification, ("off", "covered", "all"))
+        check_exchange(exchange)
+        check_progress(progress)
         super().__init__(path=path, thread_count=thread_count)
         self.backend = backend
         self.buffer_memory = buffer_memory

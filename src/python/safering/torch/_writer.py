@@ -22,11 +22,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.futures import Future
 
 from .. import _native, _runtime
+from .._arguments import check_exchange, check_mapping, check_progress, check_reactor
 from .._paths import make_directories, sync_directory
 from .._reports import SaveReport, WorkReport
 from ._dtypes import CODES
 from ._layout import LAYOUT_KEY, RankLayout, entry, newest
-from ._limits import SaveLimits
+from ._limits import SaveLimits, check_limits
 from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
 from ._state import refuse
@@ -103,6 +104,11 @@ class HuggingFaceStorageWriter(_TorchWriter):
         buffer_memory: int = _runtime.BUFFER_MEMORY,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        check_mapping(fqn_to_index_mapping)
+        check_reactor(backend, buffer_memory)
+        check_exchange(exchange)
+        check_limits(limits)
+        check_progress(progress)
         super().__init__(
             path=path,
             fqn_to_index_mapping=fqn_to_index_mapping,
