@@ -17,11 +17,24 @@ constexpr std::size_t seal_bytes = seal_key.size() + 16 + 3; // key, hex, `"}\n`
 
 using nlohmann::json;
 
+// From the leaves up.
+void clear_members(json& value) {
+    if (!value.is_structured())
+        return;
+    for (json& member : value)
+        clear_members(member);
+    if (value.is_array())
+        value.get_ref<json::array_t&>().clear();
+    else
+        value.get_ref<json::object_t&>().clear();
+}
+
 // Builds the value itself: the library's own callbacks cannot stop its parser, which would go on through a gigabyte of
 // brackets, and take time that grows with the square of an object's members.
 class StrictDom final : public nlohmann::json_sax<json> {
   public:
     explicit StrictDom(unsigned max_depth) : max_depth_(max_depth) {}
+    ~StrictDom() override { clear_members(root_); }
 
     const std::string& fault() const { return fault_; }
     json&& value() { return std::move(root_); }
@@ -94,13 +107,17 @@ class StrictDom final : public nlohmann::json_sax<json> {
 
 } // namespace
 
-Result<json> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
-                               const std::string& operation, const std::string& file) {
+JsonTree::~JsonTree() {
+    clear_members(*this);
+}
+
+Result<JsonTree> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
+                                   const std::string& operation, const std::string& file) {
     StrictDom dom(max_depth);
     if (!json::sax_parse(text.begin(), text.end(), &dom))
         return std::unexpected(Error{
             .code = code, .operation = operation, .file = file, .detail = escaped(dom.fault())});
-    return dom.value();
+    return JsonTree(dom.value());
 }
 
 std::uint64_t digest_of(std::string_view bytes) {

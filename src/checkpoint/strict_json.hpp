@@ -13,9 +13,20 @@
 
 namespace safering::checkpoint {
 
+/// A value whose end needs no memory: the destructor of nlohmann's asks for some where there are members, and so may
+/// end the process.
+class JsonTree : public nlohmann::json {
+  public:
+    explicit JsonTree(nlohmann::json&& value) : nlohmann::json(std::move(value)) {}
+    // As it is: nlohmann's constructor for other types would take it for one of those, and copy it.
+    JsonTree(JsonTree&& other) noexcept : nlohmann::json(static_cast<nlohmann::json&&>(other)) {}
+    JsonTree& operator=(JsonTree&&) = delete;
+    ~JsonTree();
+};
+
 /// Errors: `code`, with what and where in the text. `operation` and `file` go into the error.
-Result<nlohmann::json> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
-                                         const std::string& operation, const std::string& file);
+Result<JsonTree> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
+                                   const std::string& operation, const std::string& file);
 
 /// `text` as a JSON string with its quotes. `text` must be UTF-8.
 std::string json_string(std::string_view text);

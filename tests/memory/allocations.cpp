@@ -1,0 +1,91 @@
+#include "allocations.hpp"
+
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+namespace safering::test::allocations {
+
+namespace {
+
+enum Armed : int { nobody, caller, others };
+
+std::atomic<int> armed = nobody;
+std::atomic<std::int64_t> left = 0;
+std::atomic<bool> failed = false;
+std::atomic<std::int64_t> alive = 0;
+thread_local bool is_caller = false;
+
+bool fails_now() {
+    const int who = armed.load(std::memory_order_acquire);
+    if (who == nobody || (who == caller) != is_caller)
+        return false;
+    if (left.fetch_sub(1, std::memory_order_relaxed) != 0)
+        return false;
+    failed = true;
+    return true;
+}
+
+void* allocate(std::size_t bytes, std::size_t alignment) {
+    void* memory = nullptr;
+    if (!fails_now())
+        memory =
+            alignment <= alignof(std::max_align_t)
+                ? std::malloc(bytes == 0 ? 1 : bytes)
+                : std::aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
+    if (memory == nullptr)
+        throw std::bad_alloc();
+    alive.fetch_add(1, std::memory_order_relaxed);
+    return memory;
+}
+
+void release(void* memory) noexcept {
+    if (memory == nullptr)
+        return;
+    alive.fetch_sub(1, std::memory_order_relaxed);
+    std::free(memory);
+}
+
+} // namespace
+
+void fail_after(Threads threads, std::uint64_t count) {
+    is_caller = true;
+    failed = false;
+    left = static_cast<std::int64_t>(count);
+    armed.store(threads == Threads::caller ? caller : others, std::memory_order_release);
+}
+
+bool disarm() {
+    armed = nobody;
+    return failed;
+}
+
+std::int64_t living() {
+    return alive;
+}
+
+} // namespace safering::test::allocations
+
+using safering::test::allocations::allocate;
+using safering::test::allocations::release;
+
+// The others (arrays, nothrow) come down to these.
+void* operator new(std::size_t bytes) {
+    return allocate(bytes, 1);
+}
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+    return allocate(bytes, static_cast<std::size_t>(alignment));
+}
+void operator delete(void* memory) noexcept {
+    release(memory);
+}
+void operator delete(void* memory, std::size_t) noexcept {
+    release(memory);
+}
+void operator delete(void* memory, std::align_val_t) noexcept {
+    release(memory);
+}
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+    release(memory);
+}
