@@ -6,6 +6,17 @@
 
 namespace safering {
 
+namespace {
+
+// And the null behind it.
+const char* copy_to(char* at, std::string_view text) {
+    std::memcpy(at, text.data(), text.size());
+    at[text.size()] = 0;
+    return at;
+}
+
+} // namespace
+
 TensorName::Text* TensorName::Text::make(std::size_t room) {
     return new (::operator new(sizeof(Text) + room)) Text;
 }
@@ -19,9 +30,7 @@ TensorName::TensorName(std::string_view text) {
     if (text.empty())
         return;
     text_ = Text::make(text.size() + 1);
-    std::memcpy(text_->begin(), text.data(), text.size());
-    text_->begin()[text.size()] = 0;
-    data_ = text_->begin();
+    data_ = copy_to(text_->begin(), text);
     size_ = text.size();
 }
 
@@ -39,9 +48,7 @@ TensorName TensorNames::add(std::string_view name) {
         room_ = room;
         used_ = 0;
     }
-    char* at = text_->begin() + used_;
-    std::memcpy(at, name.data(), name.size());
-    at[name.size()] = 0;
+    const char* at = copy_to(text_->begin() + used_, name);
     used_ += bytes;
     return {text_, {at, name.size()}};
 }

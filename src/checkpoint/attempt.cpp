@@ -11,6 +11,8 @@
 
 #include <safering/error.hpp>
 
+#include "checkpoint/step_name.hpp"
+
 namespace safering::checkpoint {
 
 std::string make_attempt_id() {
@@ -43,18 +45,15 @@ std::uint64_t attempt_time_ms(std::string_view attempt) {
 }
 
 std::string attempt_directory_name(std::string_view target_name, std::string_view attempt) {
-    return fmt::format(".{}.{}.tmp", target_name, attempt);
+    return hidden_name(target_name, attempt, attempt_suffix);
 }
 
 std::optional<std::string> parse_attempt_directory_name(std::string_view name,
                                                         std::string_view target_name) {
-    const std::size_t prefix = target_name.size() + 2;
-    if (name.size() != prefix + 32 + 4)
+    auto found = parse_hidden_name(name, attempt_suffix);
+    if (!found || found->target != target_name)
         return std::nullopt;
-    const std::string_view attempt = name.substr(prefix, 32);
-    if (!is_attempt_id(attempt) || name != attempt_directory_name(target_name, attempt))
-        return std::nullopt;
-    return std::string(attempt);
+    return std::move(found->id);
 }
 
 TargetPath make_target_path(const std::string& path, LastLink last) {

@@ -23,4 +23,18 @@ std::invoke_result_t<F> catching(const char* operation, F&& call) {
     }
 }
 
+/// What `call`, which gives a Result, gives or throws; `tell` hears why where it fails.
+template <typename F, typename Tell>
+std::invoke_result_t<F> telling(F&& call, Tell&& tell) {
+    try {
+        auto result = std::forward<F>(call)();
+        if (!result)
+            tell(result.error().message());
+        return result;
+    } catch (const std::exception& thrown) {
+        tell(thrown.what());
+        throw;
+    }
+}
+
 } // namespace safering::checkpoint

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cstring>
 
-#include <fmt/format.h>
 #include <unistd.h>
 
 #include <safering/byte_range.hpp>
 
+#include "checkpoint/step_name.hpp"
 #include "io/huge_memory.hpp"
 #include "plan/copy_kernels.hpp"
 
@@ -23,23 +23,19 @@ constexpr std::size_t most_buffers = 4;
 constexpr std::uint64_t least_step = std::uint64_t{64} << 20;
 constexpr std::uint64_t largest_step = std::uint64_t{1} << 30;
 
-std::string part_name(std::string_view target, std::string_view attempt) {
-    return fmt::format(".{}.{}.part", target, attempt);
-}
+constexpr std::string_view part_suffix = "part";
 
 bool is_older_part(std::string_view name, std::string_view target, std::string_view attempt) {
-    const std::size_t prefix = target.size() + 2;
-    if (name.size() != prefix + attempt.size() + 5)
-        return false;
-    const std::string_view found = name.substr(prefix, attempt.size());
-    return is_attempt_id(found) && name == part_name(target, found) && found < attempt;
+    const auto found = parse_hidden_name(name, part_suffix);
+    return found && found->target == target && found->id < attempt;
 }
 
 } // namespace
 
 FileWriter::FileWriter(std::shared_ptr<Reactor> reactor, TargetPath target)
     : reactor_(std::move(reactor)), target_(std::move(target)),
-      part_(join(target_.parent, part_name(target_.name, attempt_))), process_(::getpid()) {}
+      part_(join(target_.parent, hidden_name(target_.name, attempt_, part_suffix))),
+      process_(::getpid()) {}
 
 FileWriter::~FileWriter() {
     // What is left then has a name that the next file of this target tidies up.

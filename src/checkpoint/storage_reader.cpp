@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "checkpoint/attempt.hpp"
+#include "checkpoint/caught.hpp"
 #include "checkpoint/deliver.hpp"
 #include "checkpoint/job_counter.hpp"
 #include "checkpoint/load_offer.hpp"
@@ -69,18 +70,15 @@ struct HuggingFaceStorageReader::Impl {
     // Partners wait for a rank until it takes part or tells them why it does not.
     Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner) {
         const bool exchange = is_new(plan.exchange);
-        try {
-            auto job = make_job(plan, planner, exchange);
-            if (!job)
-                metrics::add_read({}, metrics::Outcome::failed);
-            if (!job && exchange)
-                tell(plan, job.error().message());
-            return job;
-        } catch (const std::exception& thrown) { // by the planner
-            if (exchange)
-                tell(plan, thrown.what());
-            throw;
-        }
+        auto job =
+            telling([&] { return make_job(plan, planner, exchange); }, // the planner may throw
+                    [&](const std::string& why) {
+                        if (exchange)
+                            tell(plan, why);
+                    });
+        if (!job)
+            metrics::add_read({}, metrics::Outcome::failed);
+        return job;
     }
 
     Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner,

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "checkpoint/attempt_directory.hpp"
+#include "checkpoint/caught.hpp"
 #include "checkpoint/commit_checkpoint.hpp"
 #include "checkpoint/commit_part.hpp"
 #include "checkpoint/deliver.hpp"
@@ -355,20 +356,16 @@ Result<std::shared_ptr<WriteJob>> HuggingFaceStorageWriter::Impl::make_job(const
             Errc::plan_not_prepared, "write data",
             "this plan has been written or declined before, and ranks that exchange do so once; "
             "prepare the save again");
-    try {
-        auto job = WriteJob::make(running, plan, planner,
+    return telling(
+        [&] { // the planner may throw
+            return WriteJob::make(running, plan, planner,
                                   {.digests = options.digests,
                                    .progress = options.progress,
                                    .stop = stop.get_token(),
                                    .throttle = throttle,
                                    .on_work = [this](const WorkReport& done) { add_work(done); }});
-        if (!job)
-            WriteExchange::decline(running, plan, job.error().message());
-        return job;
-    } catch (const std::exception& thrown) { // by the planner
-        WriteExchange::decline(running, plan, thrown.what());
-        throw;
-    }
+        },
+        [&](const std::string& why) { WriteExchange::decline(running, plan, why); });
 }
 
 // The attempt's directory is left empty, and removed with what an earlier attempt of this rank left.

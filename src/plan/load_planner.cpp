@@ -9,6 +9,7 @@
 
 #include "large_memory.hpp"
 #include "plan/chunk_index.hpp"
+#include "plan/local_parts.hpp"
 #include "plan/sorted.hpp"
 #include "plan/tensor_finder.hpp"
 #include "plan/text.hpp"
@@ -138,14 +139,7 @@ Result<void> LoadPlanner::commit_tensor(const ReadItem&) {
 
 DefaultLoadPlanner::DefaultLoadPlanner(std::vector<LocalDestination> tensors)
     : tensors_(std::move(tensors)) {
-    TensorNames names; // a trainer's lie between its tensors, each on a page of its own
-    for (LocalDestination& tensor : tensors_) {
-        tensor.fqn = names.add(tensor.fqn);
-        if (tensor.size.empty() && tensor.offsets.empty()) {
-            tensor.size = tensor.data.shape;
-            tensor.offsets.assign(tensor.size.size(), 0);
-        }
-    }
+    plan::complete(tensors_);
     // Those without elements, which no item names, behind one that begins at the same place.
     order_ = plan::order_by_name(
         tensors_, [](const LocalDestination& tensor) -> std::string_view { return tensor.fqn; },

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "large_memory.hpp"
+#include "plan/local_parts.hpp"
 #include "plan/sorted.hpp"
 #include "plan/text.hpp"
 
@@ -27,14 +28,7 @@ SavePlanner::~SavePlanner() = default;
 
 DefaultSavePlanner::DefaultSavePlanner(std::vector<LocalTensor> tensors, std::uint32_t rank)
     : tensors_(std::move(tensors)), rank_(rank) {
-    TensorNames names; // a trainer's lie between its tensors, each on a page of its own
-    for (LocalTensor& tensor : tensors_) {
-        tensor.fqn = names.add(tensor.fqn);
-        if (tensor.size.empty() && tensor.offsets.empty()) {
-            tensor.size = tensor.data.shape;
-            tensor.offsets.assign(tensor.size.size(), 0);
-        }
-    }
+    plan::complete(tensors_);
     order_ = plan::order_by_name(
         tensors_, [](const LocalTensor& tensor) -> std::string_view { return tensor.fqn; },
         [](const LocalTensor& a, const LocalTensor& b) { return key(a) < key(b); });
