@@ -40,6 +40,28 @@ Model make_model(std::uint64_t seed, std::uint64_t megabytes) {
     return model;
 }
 
+Model odd_model(std::uint64_t seed) {
+    return {make_tensor("a", Dtype::bf16, {64, 515}, seed),
+            make_tensor("b", Dtype::u8, {9, 4096}, seed + 1),
+            make_tensor("c", Dtype::f32, {33}, seed + 2)};
+}
+
+Model with_seed(std::uint64_t seed, Model rest) {
+    rest.insert(rest.begin(), make_tensor("seed", Dtype::u64, {}, 0));
+    std::memcpy(rest.front().bytes.data(), &seed, sizeof seed);
+    return rest;
+}
+
+std::optional<std::uint64_t> seed_of(const Model& model) {
+    for (const TestTensor& tensor : model)
+        if (tensor.name == "seed" && tensor.bytes.size() == sizeof(std::uint64_t)) {
+            std::uint64_t seed;
+            std::memcpy(&seed, tensor.bytes.data(), sizeof seed);
+            return seed;
+        }
+    return std::nullopt;
+}
+
 ChunkStorageMetadata box_of(const TestTensor& tensor, Sharding sharding, std::uint32_t rank) {
     ChunkStorageMetadata box{Shape(tensor.shape.size(), 0), tensor.shape};
     const bool whole_bytes = bits(tensor.dtype) >= 8;

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -24,6 +25,13 @@ using Model = std::vector<TestTensor>;
 TestTensor make_tensor(std::string name, Dtype dtype, Shape shape, std::uint64_t seed);
 /// Every dtype, ranks 0 to 4, empty tensors, odd sizes, names of all kinds. About `megabytes` large.
 Model make_model(std::uint64_t seed, std::uint64_t megabytes = 1);
+
+/// A few tensors of odd sizes.
+Model odd_model(std::uint64_t seed);
+/// `rest` behind a tensor "seed" that holds the number, so that a mixture of two models shows.
+Model with_seed(std::uint64_t seed, Model rest);
+/// That of a model which has one.
+std::optional<std::uint64_t> seed_of(const Model& model);
 
 /// How each rank's part of a tensor is chosen.
 struct Sharding {

@@ -7,8 +7,8 @@
 #include <fmt/format.h>
 #include <sys/stat.h>
 
+#include "../io/answering_backend.hpp"
 #include "../io/backends.hpp"
-#include "../io/forwarding_backend.hpp"
 #include "../safetensors/entries.hpp"
 #include "checkpoint/index.hpp"
 #include "disk_fixture.hpp"
@@ -349,24 +349,18 @@ TEST_F(Reader, AReadErrorAndAFileCutMeanwhileAreErrors) {
 // What only a real file system has.
 // Cannot rename files of a checkpoint, so that a switch stays half done; and as soon as it is to open one of the attempt's
 // files, another process has moved that into the target.
-class HalfSwitched final : public ForwardingBackend {
+class HalfSwitched final : public AnsweringBackend {
   public:
     explicit HalfSwitched(std::filesystem::path target)
-        : ForwardingBackend(make_threads_backend({}, "a test")), target_(std::move(target)) {}
+        : AnsweringBackend(make_threads_backend({}, "a test")), target_(std::move(target)) {}
 
-    void begin(Wake wake) override {
-        wake_ = wake;
-        ForwardingBackend::begin(std::move(wake));
-    }
     void start(Operation& operation) override {
         const std::filesystem::path path = operation.request.path;
         const bool named =
             path.parent_path().extension() == ".tmp" && !path.filename().string().starts_with('.');
         if (named && operation.request.op == Opcode::rename &&
             std::filesystem::path(operation.request.new_path).parent_path() == target_) {
-            operation.completion = {.error = {EROFS, std::system_category()}};
-            ended_.push_back(&operation);
-            return wake_();
+            return fail(operation, {EROFS, std::system_category()});
         }
         if (named && operation.request.op == Opcode::open &&
             operation.request.mode == OpenMode::read && moves) {
@@ -376,19 +370,12 @@ class HalfSwitched final : public ForwardingBackend {
         }
         ForwardingBackend::start(operation);
     }
-    void reap(std::vector<Operation*>& ended) override {
-        ended.insert(ended.end(), ended_.begin(), ended_.end());
-        ended_.clear();
-        ForwardingBackend::reap(ended);
-    }
 
     std::atomic<bool> moves = false;
     std::atomic<int> moved = 0;
 
   private:
     std::filesystem::path target_;
-    Wake wake_;
-    std::vector<Operation*> ended_;
 };
 
 class HostileFiles : public testing::Test {

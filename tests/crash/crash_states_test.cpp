@@ -1,19 +1,14 @@
 // The promise against every state that a power cut may leave: the old checkpoint or the new one, whole, and the new
 // one once success was reported. CRASH_SCENARIOS=n adds n random scenarios, CRASH_SEED=s begins them elsewhere.
 #include <cstdio>
-#include <cstdlib>
 
 #include <fmt/format.h>
 
+#include "../environment.hpp"
 #include "scenarios.hpp"
 
 namespace safering::test {
 namespace {
-
-std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
-    const char* text = std::getenv(name);
-    return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
 
 class Totals {
   public:

@@ -1,6 +1,5 @@
 // A changed byte is reported, not loaded: each byte of header, manifest and index, 10,000 bits of data, every length
 // of a file that was cut short. DAMAGE_SEED=s draws other bits.
-#include <cstdlib>
 #include <random>
 
 #include <gtest/gtest.h>
@@ -8,6 +7,7 @@
 #include <fmt/format.h>
 
 #include "../crash/scenarios.hpp"
+#include "../environment.hpp"
 #include "../faults/stage.hpp"
 #include "checkpoint/attempt.hpp"
 #include "safetensors/header.hpp"
@@ -25,8 +25,7 @@ Model model() {
 }
 
 std::uint64_t seed() {
-    const char* text = std::getenv("DAMAGE_SEED");
-    return text == nullptr ? 1 : std::strtoull(text, nullptr, 10);
+    return from_environment("DAMAGE_SEED", 1);
 }
 
 class ChangedBytes : public testing::TestWithParam<bool> {

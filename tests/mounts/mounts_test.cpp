@@ -19,6 +19,7 @@
 
 #include "../checkpoint/model.hpp"
 #include "../crash/recovery.hpp"
+#include "../environment.hpp"
 #include "mounted.hpp"
 
 namespace safering::test {
@@ -32,19 +33,10 @@ const FileSystemKind ramfs{"ramfs", "", std::uint64_t{64} << 20};
 const FileSystemKind ext2{"ext4", "mkfs.ext4 -q -F -m 0 -O ^extent,^64bit",
                           std::uint64_t{64} << 20};
 
-std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
-    const char* text = std::getenv(name);
-    return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
-
-// Tells in its first tensor which one it is.
 Model model_of(std::uint64_t seed) {
-    Model model{make_tensor("seed", Dtype::u64, {}, 0),
-                make_tensor("a", Dtype::bf16, {64, 1030}, 4 * seed),
-                make_tensor("b", Dtype::u8, {37, 4096}, 4 * seed + 1),
-                make_tensor("c", Dtype::f32, {33}, 4 * seed + 2)};
-    std::memcpy(model[0].bytes.data(), &seed, sizeof seed);
-    return model;
+    return with_seed(seed, {make_tensor("a", Dtype::bf16, {64, 1030}, 4 * seed),
+                            make_tensor("b", Dtype::u8, {37, 4096}, 4 * seed + 1),
+                            make_tensor("c", Dtype::f32, {33}, 4 * seed + 2)});
 }
 
 std::shared_ptr<Reactor> make_reactor() {
@@ -61,13 +53,8 @@ Found found_in(const std::string& target, const std::shared_ptr<Reactor>& reacto
     const auto loaded = load_model(target, reactor);
     if (!loaded)
         return {{}, loaded.error().message()};
-    for (const TestTensor& tensor : *loaded) {
-        if (tensor.name != "seed")
-            continue;
-        std::uint64_t seed = 0;
-        std::memcpy(&seed, tensor.bytes.data(), sizeof seed);
-        return {seed, difference(model_of(seed), *loaded)};
-    }
+    if (const auto seed = seed_of(*loaded))
+        return {seed, difference(model_of(*seed), *loaded)};
     return {{}, "it has no seed"};
 }
 

@@ -11,6 +11,7 @@
 
 #include <safering/async_saver.hpp>
 
+#include "../io/answering_backend.hpp"
 #include "../ring/late_backend.hpp"
 #include "io/threads_backend.hpp"
 
@@ -23,33 +24,17 @@ void meet(Fate fate) {
 }
 
 // Does not find what lies in an attempt's directory.
-class BlindBackend final : public ForwardingBackend {
+class BlindBackend final : public AnsweringBackend {
   public:
-    using ForwardingBackend::ForwardingBackend;
+    using AnsweringBackend::AnsweringBackend;
 
-    void begin(Wake wake) override {
-        wake_ = wake;
-        ForwardingBackend::begin(std::move(wake));
-    }
     void start(Operation& operation) override {
         const Request& request = operation.request;
         if (request.op != Opcode::open || request.mode != OpenMode::update ||
             request.path.find(".tmp/") == std::string::npos)
             return ForwardingBackend::start(operation);
-        operation.completion = {.error =
-                                    std::make_error_code(std::errc::no_such_file_or_directory)};
-        ended_.push_back(&operation);
-        wake_();
+        fail(operation, std::make_error_code(std::errc::no_such_file_or_directory));
     }
-    void reap(std::vector<Operation*>& ended) override {
-        ended.insert(ended.end(), ended_.begin(), ended_.end());
-        ended_.clear();
-        ForwardingBackend::reap(ended);
-    }
-
-  private:
-    Wake wake_;
-    std::vector<Operation*> ended_;
 };
 
 class LastOperation final : public ForwardingBackend {
@@ -146,7 +131,7 @@ std::string run_rank(std::uint32_t rank, const std::string& target, const Doom& 
                                                                         Moment::planning),
                       .background = std::make_shared<DoomedCollectives>(
                           background.take(rank), own, Moment::after_writing, late)});
-    const Rank part = cut(model_of(2), {rank_count, 1}, rank);
+    const Rank part = cut(odd_model(2), {rank_count, 1}, rank);
     DefaultSavePlanner planner(part.tensors, rank);
     std::jthread in_flight;
     if (late != nullptr) {
@@ -173,12 +158,6 @@ std::string run_rank(std::uint32_t rank, const std::string& target, const Doom& 
 }
 
 } // namespace
-
-Model model_of(std::uint64_t seed) {
-    return {make_tensor("a", Dtype::bf16, {64, 515}, seed),
-            make_tensor("b", Dtype::u8, {9, 4096}, seed + 1),
-            make_tensor("c", Dtype::f32, {33}, seed + 2)};
-}
 
 std::vector<RankProcess> begin_doomed_save(const std::string& target, const Doom& doom) {
     const trainer::Deadlines deadlines = patience_with(doom).deadlines;

@@ -36,15 +36,13 @@ struct Doom {
 
 inline constexpr std::uint32_t rank_count = 4;
 
-Model model_of(std::uint64_t seed);
-
 /// One rank's process and what it says at its end: "saved", or the error.
 struct RankProcess {
     pid_t process = -1;
     int says = -1;
 };
 
-/// Begins the save of model_of(2) into `target`.
+/// Begins the save of odd_model(2) into `target`.
 std::vector<RankProcess> begin_doomed_save(const std::string& target, const Doom& doom);
 /// What the rank says, once its process has ended; "" where it cannot say anything any more.
 std::string wait_for_end(RankProcess& rank);

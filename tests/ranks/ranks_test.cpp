@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <csignal>
-#include <cstdlib>
 #include <filesystem>
 #include <random>
 #include <set>
@@ -13,6 +12,7 @@
 
 #include <safering/retention.hpp>
 
+#include "../environment.hpp"
 #include "../io/backends.hpp"
 #include "doomed_rank.hpp"
 
@@ -47,7 +47,7 @@ std::vector<std::string> phases_of(Moment moment) {
 struct Case {
     explicit Case(const Doom& what) : doom(what) {
         const std::shared_ptr<Reactor> reactor = make_plain();
-        value_or_throw(save(model_of(1), {1, 0}, target(), {}, {reactor}));
+        value_or_throw(save(odd_model(1), {1, 0}, target(), {}, {reactor}));
     }
     static std::shared_ptr<Reactor> make_plain() {
         return value_or_throw(Reactor::create({.backend = BackendChoice::threads,
@@ -85,7 +85,7 @@ struct Case {
                 [&](const std::string& phase) { return said.find(phase) != std::string::npos; }))
                 << "rank " << rank << " said: " << said;
         }
-        EXPECT_EQ(differences(model_of(1), {1, 0}, target(), make_plain()), "");
+        EXPECT_EQ(differences(odd_model(1), {1, 0}, target(), make_plain()), "");
     }
     // What nobody will end is taken away on demand.
     void recover() const {
@@ -101,14 +101,14 @@ struct Case {
         check_saved(seed);
     }
     void save_over(std::uint64_t seed) const {
-        const auto saved = save(model_of(seed), {1, 0}, target(), {}, {make_plain()});
+        const auto saved = save(odd_model(seed), {1, 0}, target(), {}, {make_plain()});
         ASSERT_TRUE(saved) << saved.error().message();
     }
     bool holds(std::uint64_t seed) const {
-        return differences(model_of(seed), {1, 0}, target(), make_plain()).empty();
+        return differences(odd_model(seed), {1, 0}, target(), make_plain()).empty();
     }
     void check_saved(std::uint64_t seed) const {
-        EXPECT_EQ(differences(model_of(seed), {1, 0}, target(), make_plain()), "");
+        EXPECT_EQ(differences(odd_model(seed), {1, 0}, target(), make_plain()), "");
         EXPECT_EQ(names(), std::set<std::string>{"step"});
     }
 
@@ -146,11 +146,6 @@ TEST(Ranks, OneIsKilled) {
         one->recover();
         one->save_again(3);
     }
-}
-
-std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
-    const char* text = std::getenv(name);
-    return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
 }
 
 // At any operation; the next run begins when those that are left have said what they say, or at once.

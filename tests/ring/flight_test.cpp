@@ -22,12 +22,6 @@
 namespace safering::test {
 namespace {
 
-Model model_of(std::uint64_t seed) {
-    return {make_tensor("a", Dtype::bf16, {64, 515}, seed),
-            make_tensor("b", Dtype::u8, {9, 4096}, seed + 1),
-            make_tensor("c", Dtype::f32, {33}, seed + 2)};
-}
-
 constexpr std::size_t small_buffer = std::size_t{8} << 10;
 
 class FlightTest : public testing::TestWithParam<BackendKind> {
@@ -37,7 +31,7 @@ class FlightTest : public testing::TestWithParam<BackendKind> {
         if (!reactor)
             GTEST_SKIP() << reactor.error().message();
         reactor_ = std::move(*reactor);
-        value_or_throw(save(model_of(1), {1, 0}, target(), {}, {reactor_}));
+        value_or_throw(save(odd_model(1), {1, 0}, target(), {}, {reactor_}));
     }
     ReactorOptions options(unsigned depth = 8) const {
         return {.backend = GetParam() == BackendKind::io_uring ? BackendChoice::io_uring
@@ -77,9 +71,9 @@ TEST_P(FlightTest, AFullQueueOnlyTakesLonger) {
     for (const unsigned depth : {1, 2, 3}) {
         const std::shared_ptr<Reactor> reactor = value_or_throw(Reactor::create(options(depth)));
         for (const std::size_t dimension : {0, 1}) {
-            const auto saved = save(model_of(depth), {3, dimension}, target(), {}, {reactor});
+            const auto saved = save(odd_model(depth), {3, dimension}, target(), {}, {reactor});
             ASSERT_TRUE(saved) << saved.error().message();
-            EXPECT_EQ(differences(model_of(depth), {2, dimension}, target(), reactor), "");
+            EXPECT_EQ(differences(odd_model(depth), {2, dimension}, target(), reactor), "");
         }
     }
 }
@@ -135,7 +129,7 @@ struct Held {
     }
     void save(const std::string& target) {
         std::vector<LocalTensor> tensors;
-        for (const TestTensor& tensor : model_of(2)) {
+        for (const TestTensor& tensor : odd_model(2)) {
             planner.add(tensor.name, view(tensor));
             tensors.push_back(
                 {.fqn = tensor.name,
@@ -154,7 +148,7 @@ struct Held {
         reader = std::make_unique<HuggingFaceStorageReader>(target, ReaderOptions{}, reactor);
         metadata = value_or_throw(reader->read_metadata());
         std::vector<LocalDestination> destinations;
-        for (const TestTensor& tensor : model_of(2)) {
+        for (const TestTensor& tensor : odd_model(2)) {
             MutableTensorView destination = view(tensor);
             destinations.push_back(
                 {.fqn = tensor.name,
@@ -218,7 +212,7 @@ TEST_P(FlightTest, DroppedFuturesFreeNothingTooEarly) {
         held->reactor.reset();
         EXPECT_TRUE(held->memory.intact());
     }
-    EXPECT_EQ(differences(model_of(1), {1, 0}, target(), reactor_), "");
+    EXPECT_EQ(differences(odd_model(1), {1, 0}, target(), reactor_), "");
     EXPECT_EQ(names(), std::set<std::string>{"step"});
 }
 
@@ -258,7 +252,7 @@ TEST_P(FlightTest, DestructionWaitsForWhatIsInFlight) {
     destroyer.join();
     (void)saving.written.get(); // nothing failed
     EXPECT_TRUE(saving.memory.intact());
-    EXPECT_EQ(differences(model_of(1), {1, 0}, target(), reactor_), "");
+    EXPECT_EQ(differences(odd_model(1), {1, 0}, target(), reactor_), "");
     EXPECT_EQ(names(), std::set<std::string>{"step"}); // the attempt is gone
 }
 
@@ -285,7 +279,7 @@ TEST_P(FlightTest, AForkTouchesNothingInFlight) {
     results.push_back(saving.written.get());
     const auto finished = saving.writer->finish(saving.metadata, std::move(results));
     ASSERT_TRUE(finished) << finished.error().message();
-    EXPECT_EQ(differences(model_of(2), {1, 0}, target(), reactor_), "");
+    EXPECT_EQ(differences(odd_model(2), {1, 0}, target(), reactor_), "");
 }
 
 void ignore_signal(int) {}
@@ -308,9 +302,9 @@ TEST_P(FlightTest, SignalsDisturbNothing) {
     });
     for (std::uint64_t round = 0; round < 4 || sent < 100; ++round) {
         const auto saved =
-            save(model_of(round), {2, round % 2}, target(), {}, {reactor_, reactor_});
+            save(odd_model(round), {2, round % 2}, target(), {}, {reactor_, reactor_});
         EXPECT_TRUE(saved) << saved.error().message();
-        EXPECT_EQ(differences(model_of(round), {2, round % 2}, target(), reactor_), "");
+        EXPECT_EQ(differences(odd_model(round), {2, round % 2}, target(), reactor_), "");
     }
     over = true;
     storm.join();

@@ -5,44 +5,30 @@
 #include <cerrno>
 #include <random>
 
-#include "../io/forwarding_backend.hpp"
+#include "../io/answering_backend.hpp"
 
 namespace safering::test {
 
-class FaultyBackend final : public ForwardingBackend {
+class FaultyBackend final : public AnsweringBackend {
   public:
     FaultyBackend(std::unique_ptr<Backend> backend, std::uint64_t seed)
-        : ForwardingBackend(std::move(backend)), random_(seed) {}
+        : AnsweringBackend(std::move(backend)), random_(seed) {}
 
     /// One operation in so many; 0: none. Any thread.
     void fail_one_in(unsigned operations) { one_in_ = operations; }
     std::uint64_t failed() const { return failed_; }
 
-    void begin(Wake wake) override {
-        wake_ = wake;
-        ForwardingBackend::begin(std::move(wake));
-    }
     void start(Operation& operation) override {
         const unsigned one_in = one_in_;
         // A close that fails has closed all the same.
         if (one_in == 0 || operation.request.op == Opcode::close || random_() % one_in != 0)
             return ForwardingBackend::start(operation);
-        operation.completion = {
-            .error = {random_() % 2 == 0 ? EIO : ENOSPC, std::system_category()}};
-        ended_.push_back(&operation);
         ++failed_;
-        wake_();
-    }
-    void reap(std::vector<Operation*>& ended) override {
-        ended.insert(ended.end(), ended_.begin(), ended_.end());
-        ended_.clear();
-        ForwardingBackend::reap(ended);
+        fail(operation, {random_() % 2 == 0 ? EIO : ENOSPC, std::system_category()});
     }
 
   private:
     std::mt19937_64 random_;
-    Wake wake_;
-    std::vector<Operation*> ended_;
     std::atomic<unsigned> one_in_ = 0;
     std::atomic<std::uint64_t> failed_ = 0;
 };

@@ -14,6 +14,7 @@
 
 #include "../checkpoint/model.hpp"
 #include "../crash/recovery.hpp"
+#include "../environment.hpp"
 #include "faulty_backend.hpp"
 #include "io/threads_backend.hpp"
 
@@ -25,29 +26,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr unsigned processes = 4;
 
-std::uint64_t from_environment(const char* name, std::uint64_t otherwise) {
-    const char* text = std::getenv(name);
-    return text == nullptr ? otherwise : std::strtoull(text, nullptr, 10);
-}
-
-// Tells in its first tensor which one it is, so that a mixture shows.
 Model model_of(std::uint64_t seed) {
-    Model model{make_tensor("seed", Dtype::u64, {}, 0),
-                make_tensor("a", Dtype::bf16, {64, 515}, 4 * seed),
-                make_tensor("b", Dtype::u8, {5, 4096}, 4 * seed + 1),
-                make_tensor("c", Dtype::f32, {33}, 4 * seed + 2)};
-    std::memcpy(model[0].bytes.data(), &seed, sizeof seed);
-    return model;
-}
-
-std::optional<std::uint64_t> seed_of(const Model& model) {
-    for (const TestTensor& tensor : model)
-        if (tensor.name == "seed" && tensor.bytes.size() == sizeof(std::uint64_t)) {
-            std::uint64_t seed;
-            std::memcpy(&seed, tensor.bytes.data(), sizeof seed);
-            return seed;
-        }
-    return std::nullopt;
+    return with_seed(seed, {make_tensor("a", Dtype::bf16, {64, 515}, 4 * seed),
+                            make_tensor("b", Dtype::u8, {5, 4096}, 4 * seed + 1),
+                            make_tensor("c", Dtype::f32, {33}, 4 * seed + 2)});
 }
 
 std::size_t entries(const fs::path& directory) {
