@@ -175,6 +175,8 @@ void fill_up_to(const Mounted& mounted, std::uint64_t left) {
     const std::string ballast = mounted.path() + "/ballast";
     const int file = ::open(ballast.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     ASSERT_GE(file, 0);
+    // What was removed, xfs gives back later: until then it counts as taken.
+    ASSERT_EQ(::syncfs(file), 0);
     std::uint64_t held = 0;
     for (std::uint64_t step = std::uint64_t{16} << 20; step >= 4096;) {
         const std::uint64_t free = mounted.free_bytes();
@@ -194,8 +196,8 @@ void MountsTest::fill_by_degrees(const FileSystemKind& kind) {
     const auto reactor = make_reactor();
     std::uint64_t old = 1, failed = 0;
     ASSERT_TRUE(save(model_of(old), {2, 0}, target(), {}, {reactor}));
-    // From nothing to half as much again as a save takes, whole blocks of it being its data.
-    constexpr std::uint64_t most = std::uint64_t{450} << 10;
+    // From nothing to half as much again as a save takes; xfs keeps some hundred KiB of what it calls free for itself.
+    const std::uint64_t most = std::uint64_t{kind.type == "xfs" ? 1000u : 450u} << 10;
     for (std::uint64_t level = 0; level < levels; ++level) {
         SCOPED_TRACE(fmt::format("level {} on {}", level, kind.type));
         fill_up_to(*mounted, most * level / (levels - 1));
