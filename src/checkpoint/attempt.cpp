@@ -15,6 +15,10 @@
 
 namespace safering::checkpoint {
 
+namespace {
+constexpr std::size_t time_digits = 12;
+} // namespace
+
 std::string make_attempt_id() {
     const auto now = std::chrono::duration_cast<std::chrono::milliseconds>(
         std::chrono::system_clock::now().time_since_epoch());
@@ -31,6 +35,11 @@ std::string make_attempt_id() {
                        random(), random());
 }
 
+std::string renamed_attempt_id(std::string_view attempt) {
+    SAFERING_ASSERT(is_attempt_id(attempt));
+    return std::string(attempt.substr(0, time_digits)) + make_attempt_id().substr(time_digits);
+}
+
 bool is_attempt_id(std::string_view text) {
     return text.size() == 32 && std::ranges::all_of(text, [](char c) {
                return (c >= '0' && c <= '9') || (c >= 'a' && c <= 'f');
@@ -39,7 +48,7 @@ bool is_attempt_id(std::string_view text) {
 
 std::uint64_t attempt_time_ms(std::string_view attempt) {
     std::uint64_t time = 0;
-    const auto parsed = std::from_chars(attempt.data(), attempt.data() + 12, time, 16);
+    const auto parsed = std::from_chars(attempt.data(), attempt.data() + time_digits, time, 16);
     SAFERING_ASSERT(is_attempt_id(attempt) && parsed.ec == std::errc());
     return time;
 }

@@ -13,6 +13,8 @@ namespace safering::checkpoint {
 /// age and "older attempts" needs no clock of the file system.
 std::string make_attempt_id();
 bool is_attempt_id(std::string_view text);
+/// A new id of the same age.
+std::string renamed_attempt_id(std::string_view attempt);
 /// When it was made: milliseconds since 1970.
 std::uint64_t attempt_time_ms(std::string_view attempt);
 
@@ -44,6 +46,11 @@ bool is_safe_file_name(std::string_view name);
 
 inline constexpr std::string_view manifest_name = "safering.manifest.json";
 inline constexpr std::string_view index_name = "model.safetensors.index.json";
-inline constexpr std::string_view redo_name = ".safering.redo.json";
+/// The directory of a switch: made in the attempt's, moved into the target's by the commit, gone when it is done. In
+/// it a directory has the attempt's id as its name, and in that is the record.
+inline constexpr std::string_view redo_name = ".safering.redo";
+inline constexpr std::string_view redo_record_name = "record.json";
+/// What redo_name becomes in an attempt that may not be committed any more.
+inline constexpr std::string_view revoked_name = ".safering.revoked";
 
 } // namespace safering::checkpoint

@@ -5,6 +5,7 @@
 #include <future>
 #include <iterator>
 #include <optional>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -12,10 +13,16 @@
 
 #include "checkpoint/commit.hpp"
 #include "checkpoint/perform.hpp"
+#include "checkpoint/removal.hpp"
+#include "checkpoint/step_name.hpp"
 
 namespace safering::checkpoint {
 
 namespace {
+
+bool is_absent(const Error& error) {
+    return error.code == std::errc::no_such_file_or_directory;
+}
 
 // Files under way at a time: bounds descriptors, and is plenty to keep a journal busy.
 constexpr std::size_t files_at_once = 64;
@@ -142,47 +149,138 @@ Result<HeadsUnderWay> create_attempt_directory(Reactor& reactor, const std::stri
 }
 
 Result<void> remove_attempt_directory(Reactor& reactor, const std::string& directory) {
-    const auto absent = [](const Error& error) {
-        return error.code == std::errc::no_such_file_or_directory;
-    };
     const auto listed = perform(reactor, {.op = Opcode::list, .path = directory});
-    if (!listed && absent(listed.error()))
+    if (!listed && is_absent(listed.error()))
         return {};
     if (!listed)
         return std::unexpected(listed.error());
     for (const DirectoryEntry& entry : listed->entries) {
-        if (!is_safe_file_name(entry.name) && entry.name != manifest_name &&
-            entry.name != index_name && entry.name != redo_name)
+        const std::string path = join(directory, entry.name);
+        const bool is_redo = entry.name == redo_name || entry.name == revoked_name;
+        if (is_redo && entry.kind == FileKind::directory) {
+            if (auto removed = remove_tree(reactor, path); !removed)
+                return removed;
             continue;
-        const auto unlinked =
-            perform(reactor, {.op = Opcode::unlink, .path = join(directory, entry.name)});
-        if (!unlinked && !absent(unlinked.error()))
+        }
+        if (!is_redo && !is_safe_file_name(entry.name) && entry.name != manifest_name &&
+            entry.name != index_name)
+            continue;
+        const auto unlinked = perform(reactor, {.op = Opcode::unlink, .path = path});
+        if (!unlinked && !is_absent(unlinked.error()))
             return std::unexpected(unlinked.error());
     }
     const auto removed = perform(reactor, {.op = Opcode::remove_directory, .path = directory});
-    if (!removed && !absent(removed.error()))
+    if (!removed && !is_absent(removed.error()))
         return std::unexpected(removed.error());
     return {};
 }
 
+namespace {
+
+// Takes the right to commit into a target that exists, for good. A commit makes the directory A/redo, once, and moves it
+// into the target, as a directory. Where it is not there, a file in its place keeps it from being made: by an attempt
+// that has not come so far, while for one that has committed it means nothing. Where it is, it gets another name. Two who
+// do so at once do not undo each other's work: the slash lets nothing but a directory be renamed.
+Result<void> revoke(Reactor& reactor, const std::string& directory) {
+    const std::string redo = join(directory, std::string(redo_name));
+    const Request mark{.op = Opcode::open, .mode = OpenMode::create, .path = redo};
+    const Completion made = reactor.wait(mark);
+    if (!made.error) {
+        const OpenFile closed(reactor, made);
+        return {};
+    }
+    if (made.error == std::errc::no_such_file_or_directory)
+        return {};
+    if (made.error != std::errc::file_exists)
+        return std::unexpected(to_error(mark, made));
+    const Request taking{.op = Opcode::rename,
+                         .path = redo + "/",
+                         .new_path = join(directory, std::string(revoked_name))};
+    const Completion taken = reactor.wait(taking);
+    if (taken.error && taken.error != std::errc::no_such_file_or_directory &&
+        taken.error != std::errc::not_a_directory)
+        return std::unexpected(to_error(taking, taken));
+    return {};
+}
+
+// Directories of attempts that redo records speak of. Any directory may be what an attempt is switched into: the target
+// may have been renamed since.
+Result<std::set<std::string>> switching_attempts(Reactor& reactor, const std::string& parent,
+                                                 const std::set<std::string>& targets) {
+    auto listed = perform(reactor, {.op = Opcode::list, .path = parent});
+    if (!listed)
+        return std::unexpected(std::move(listed.error()));
+    std::set<std::string> switching;
+    for (const DirectoryEntry& entry : listed->entries) {
+        if (entry.kind != FileKind::directory)
+            continue;
+        auto redo = read_redo_record(reactor, join(parent, entry.name));
+        if (redo && *redo)
+            switching.insert((*redo)->directory);
+        else if (!redo && targets.contains(entry.name)) // others' directories may be anything
+            return std::unexpected(std::move(redo.error()));
+    }
+    return switching;
+}
+
+} // namespace
+
+RevokedAttempts remove_attempts(Reactor& reactor, const std::string& parent,
+                                std::vector<std::string> names) {
+    RevokedAttempts out;
+    std::set<std::string> targets;
+    std::erase_if(names, [&](const std::string& name) {
+        auto revoked = revoke(reactor, join(parent, name));
+        if (!revoked)
+            out.failures.push_back(std::move(revoked.error()));
+        return !revoked;
+    });
+    if (names.empty())
+        return out;
+    for (const std::string& name : names)
+        targets.insert(parse_hidden_name(name, attempt_suffix).value().target);
+    // Not before: what had not been committed when it was revoked never will be.
+    auto switching = switching_attempts(reactor, parent, targets);
+    if (!switching) {
+        out.failures.push_back(std::move(switching.error()));
+        return out;
+    }
+    for (std::string& name : names) {
+        if (switching->contains(name)) {
+            out.switching.push_back(std::move(name));
+            continue;
+        }
+        const HiddenName parsed = parse_hidden_name(name, attempt_suffix).value();
+        const std::string path =
+            join(parent, attempt_directory_name(parsed.target, renamed_attempt_id(parsed.id)));
+        const Request rename{.op = Opcode::rename, .path = join(parent, name), .new_path = path};
+        const Completion renamed = reactor.wait(rename);
+        if (renamed.error == std::errc::no_such_file_or_directory)
+            continue; // it became the target, which had been absent; or somebody else removes it
+        auto removed = renamed.error ? std::unexpected(to_error(rename, renamed))
+                                     : remove_attempt_directory(reactor, path);
+        if (removed)
+            out.removed.push_back(std::move(name));
+        else
+            out.failures.push_back(std::move(removed.error()));
+    }
+    return out;
+}
+
 std::vector<std::string> remove_older_attempts(Reactor& reactor, const TargetPath& target,
                                                const std::string& attempt) {
-    std::vector<std::string> notes;
     const auto listed = perform(reactor, {.op = Opcode::list, .path = target.parent});
     if (!listed)
         return {"older attempts were not looked for: " + listed.error().message()};
-    // A switch that is not finished reads from its attempt's directory.
-    const auto redo = read_redo_record(reactor, target.path);
-    const std::string needed = redo && *redo ? (*redo)->directory : std::string();
+    std::vector<std::string> older;
     for (const DirectoryEntry& entry : listed->entries) {
         const auto other = parse_attempt_directory_name(entry.name, target.name);
-        if (!other || *other >= attempt || entry.kind != FileKind::directory ||
-            entry.name == needed)
-            continue;
-        if (auto removed = remove_attempt_directory(reactor, join(target.parent, entry.name));
-            !removed)
-            notes.push_back("an older attempt was not removed: " + removed.error().message());
+        if (other && *other < attempt && entry.kind == FileKind::directory)
+            older.push_back(entry.name);
     }
+    std::vector<std::string> notes;
+    for (const Error& error : remove_attempts(reactor, target.parent, std::move(older)).failures)
+        notes.push_back("an older attempt was not removed: " + error.message());
     return notes;
 }
 

@@ -38,8 +38,23 @@ Result<HeadsUnderWay> create_attempt_directory(Reactor& reactor, const std::stri
                                                std::vector<plan::LayoutFile> files);
 
 /// Removes a directory that create_attempt_directory made, with the files that only an attempt has. Anything
-/// else in it is left, and is an error. Absent is fine. Blocks.
+/// else in it is left, and is an error. Absent is fine. For an attempt that nobody goes on with: the caller's own, or
+/// one that was switched in. Blocks.
 Result<void> remove_attempt_directory(Reactor& reactor, const std::string& directory);
+
+/// What became of attempts that others began.
+struct RevokedAttempts {
+    std::vector<std::string> removed;
+    /// Committed, and not switched in yet.
+    std::vector<std::string> switching;
+    std::vector<Error> failures;
+};
+
+/// Removes attempts of other processes, which may wake up and go on at any moment: each is revoked first, so that it
+/// can no longer be committed; what turns out to have been committed before stays; and the rest is renamed before it
+/// is emptied, so that nobody commits what is half gone. `names` are directories of attempts in `parent`. Blocks.
+RevokedAttempts remove_attempts(Reactor& reactor, const std::string& parent,
+                                std::vector<std::string> names);
 
 /// Removes attempts for this target that are older than `attempt`; tells what could not be removed.
 std::vector<std::string> remove_older_attempts(Reactor& reactor, const TargetPath& target,

@@ -1,5 +1,7 @@
 #include "checkpoint/commit.hpp"
 
+#include <algorithm>
+
 #include <fmt/format.h>
 
 #include "checkpoint/attempt_directory.hpp"
@@ -20,6 +22,12 @@ std::string names_text(const std::vector<std::string>& names) {
 
 bool failed_with(const Completion& completion, std::errc condition) {
     return completion.error == std::make_error_condition(condition);
+}
+
+// Both are allowed where a directory is to be removed or replaced.
+bool is_not_empty(const Completion& completion) {
+    return failed_with(completion, std::errc::directory_not_empty) ||
+           failed_with(completion, std::errc::file_exists);
 }
 
 } // namespace
@@ -70,6 +78,11 @@ Result<RedoRecord> parse_redo_record(std::string_view text, const std::string& f
     return record;
 }
 
+std::string redo_path(const std::string& directory, const std::string& attempt) {
+    return fmt::format("{}/{}/{}", join(directory, std::string(redo_name)), attempt,
+                       redo_record_name);
+}
+
 std::vector<Request> StepMachine::next() {
     if (!error_)
         batch_ = step();
@@ -104,7 +117,9 @@ std::vector<Request> RedoSwitch::step() {
     if (phase_ == end_)
         return {};
     if (phase_ == Phase::unlink_stale && record_.remove.empty())
-        phase_ = Phase::unlink_redo; // nothing has changed since the last sync
+        phase_ = Phase::unlink_record; // nothing has changed since the last sync
+    const std::string redo_directory = join(target_.path, std::string(redo_name));
+    const std::string switch_directory = join(redo_directory, record_.attempt);
     switch (phase_) {
     case Phase::move: // one at a time: their order is a promise to readers that go by file names
         return {{.op = Opcode::rename,
@@ -115,13 +130,16 @@ std::vector<Request> RedoSwitch::step() {
         return {{.op = Opcode::sync_directory, .path = attempt_directory_}, sync_target};
     case Phase::unlink_stale: {
         std::vector<Request> batch;
+        // A way that ends with this switch: a newer checkpoint's file of that name cannot be meant.
         for (const std::string& name : record_.remove)
-            batch.push_back({.op = Opcode::unlink, .path = join(target_.path, name)});
+            batch.push_back({.op = Opcode::unlink, .path = switch_directory + "/../../" + name});
         return batch;
     }
     case Phase::sync_unlinked: return {sync_target};
-    case Phase::unlink_redo:
-        return {{.op = Opcode::unlink, .path = join(target_.path, std::string(redo_name))}};
+    case Phase::unlink_record:
+        return {{.op = Opcode::unlink, .path = redo_path(target_.path, record_.attempt)}};
+    case Phase::remove_switch: return {{.op = Opcode::remove_directory, .path = switch_directory}};
+    case Phase::remove_redo: return {{.op = Opcode::remove_directory, .path = redo_directory}};
     case Phase::sync_target: return {sync_target};
     case Phase::done: break;
     }
@@ -139,37 +157,44 @@ void RedoSwitch::advance(std::span<const Completion>) {
 
 bool RedoSwitch::tolerated(const Request& request, const Completion& completion) const {
     // Done already, by an earlier try or by somebody else who finishes this switch at the same time.
+    if (request.op == Opcode::remove_directory && is_not_empty(completion))
+        return true; // another switch has begun since
     const bool may_be_gone = request.op == Opcode::rename || request.op == Opcode::unlink ||
+                             request.op == Opcode::remove_directory ||
                              request.path == attempt_directory_;
     return may_be_gone && failed_with(completion, std::errc::no_such_file_or_directory);
 }
 
 MetadataCommit::MetadataCommit(CommitInput input)
-    : input_(std::move(input)),
-      attempt_directory_(input_.target.attempt_directory(input_.attempt)) {
+    : input_(std::move(input)), attempt_directory_(input_.target.attempt_directory(input_.attempt)),
+      phase_(input_.target_present ? Phase::make_redo : Phase::open) {
     redo_ = {input_.attempt, attempt_directory_name(input_.target.name, input_.attempt),
              input_.data_files, input_.stale};
     redo_.move.emplace_back(manifest_name);
     if (!input_.index.empty())
         redo_.move.emplace_back(index_name);
     if (!input_.records_written) {
-        records_.push_back({std::string(manifest_name), std::move(input_.manifest)});
+        records_.push_back(
+            {join(attempt_directory_, std::string(manifest_name)), std::move(input_.manifest)});
         if (!input_.index.empty())
-            records_.push_back({std::string(index_name), std::move(input_.index)});
+            records_.push_back(
+                {join(attempt_directory_, std::string(index_name)), std::move(input_.index)});
     }
     if (input_.target_present)
-        records_.push_back({std::string(redo_name), to_text(redo_)});
+        records_.push_back({redo_path(attempt_directory_, input_.attempt), to_text(redo_)});
 }
 
 std::vector<Request> MetadataCommit::step() {
     std::vector<Request> batch;
     const std::string redo(redo_name);
+    const std::string redo_directory = join(attempt_directory_, redo);
+    const std::string switch_directory = join(redo_directory, input_.attempt);
     switch (phase_) {
+    case Phase::make_redo: return {{.op = Opcode::make_directory, .path = redo_directory}};
+    case Phase::make_switch: return {{.op = Opcode::make_directory, .path = switch_directory}};
     case Phase::open:
         for (const Record& record : records_)
-            batch.push_back({.op = Opcode::open,
-                             .mode = OpenMode::create,
-                             .path = join(attempt_directory_, record.name)});
+            batch.push_back({.op = Opcode::open, .mode = OpenMode::create, .path = record.path});
         return batch;
     case Phase::write:
         for (Record& record : records_)
@@ -177,24 +202,26 @@ std::vector<Request> MetadataCommit::step() {
                              .file = record.file,
                              .data = reinterpret_cast<std::byte*>(record.text.data()),
                              .length = record.text.size(),
-                             .path = join(attempt_directory_, record.name)});
+                             .path = record.path});
         return batch;
     case Phase::sync:
     case Phase::close:
         for (const Record& record : records_)
             batch.push_back({.op = phase_ == Phase::sync ? Opcode::fsync : Opcode::close,
                              .file = record.file,
-                             .path = join(attempt_directory_, record.name)});
+                             .path = record.path});
         return batch;
     case Phase::sync_attempt:
         batch.push_back({.op = Opcode::sync_directory, .path = attempt_directory_});
         if (input_.target_present)
-            batch.push_back({.op = Opcode::sync_directory, .path = input_.target.parent});
+            for (const std::string& path : {switch_directory, redo_directory, input_.target.parent})
+                batch.push_back({.op = Opcode::sync_directory, .path = path});
         return batch;
     case Phase::publish:
+        // The slash: only a directory, not the mark of somebody who has revoked the attempt.
         if (input_.target_present)
             return {{.op = Opcode::rename,
-                     .path = join(attempt_directory_, redo),
+                     .path = redo_directory + "/",
                      .new_path = join(input_.target.path, redo)}};
         return {{.op = Opcode::rename, .path = attempt_directory_, .new_path = input_.target.path}};
     case Phase::sync_publish:
@@ -235,9 +262,7 @@ bool MetadataCommit::tolerated(const Request& request, const Completion& complet
         request.path == attempt_directory_ &&
         failed_with(completion, std::errc::no_such_file_or_directory))
         return true;
-    return request.op == Opcode::rename && !input_.target_present &&
-           (failed_with(completion, std::errc::file_exists) ||
-            failed_with(completion, std::errc::directory_not_empty));
+    return request.op == Opcode::rename && !input_.target_present && is_not_empty(completion);
 }
 
 std::vector<Request> MetadataCommit::release() {
@@ -256,20 +281,114 @@ Result<void> drive(Reactor& reactor, StepMachine& machine) {
     return {};
 }
 
-Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory) {
+namespace {
+
+// What is under redo_name in a target.
+struct FoundSwitch {
+    std::optional<RedoRecord> record;
+    /// Directories whose record is gone, as their switch is done.
+    std::vector<std::string> ended;
+    /// There is such a directory, or such a file: the mark of somebody who revoked an attempt at the moment at which it
+    /// became the target.
+    enum class Kind { none, directory, mark } kind = Kind::none;
+};
+
+Error not_a_switch(const std::string& path, std::string detail) {
+    return {.code = Errc::checkpoint_not_a_file,
+            .operation = "read redo record",
+            .file = path,
+            .detail = std::move(detail) + "; move it away"};
+}
+
+// The kind of a name itself: names below a link would lie elsewhere. Nothing where it is not there (any more).
+Result<std::optional<FileKind>> kind_of(Reactor& reactor, const std::string& directory,
+                                        std::string_view name) {
+    auto listed = perform(reactor, {.op = Opcode::list, .path = directory});
+    if (!listed)
+        return std::unexpected(std::move(listed.error()));
+    const auto found = std::ranges::find(listed->entries, name, &DirectoryEntry::name);
+    return found == listed->entries.end() ? std::nullopt : std::optional(found->kind);
+}
+
+Result<FoundSwitch> find_switch(Reactor& reactor, const std::string& directory) {
+    FoundSwitch found;
     const std::string path = join(directory, std::string(redo_name));
-    auto text = read_small_file(reactor, path, OpenMode::read_strict, record_limit_bytes);
-    if (!text && text.error().code == std::errc::no_such_file_or_directory)
-        return std::nullopt;
-    if (!text)
-        return std::unexpected(std::move(text.error()));
-    auto record = parse_redo_record(*text, path);
-    if (!record)
-        return std::unexpected(std::move(record.error()));
-    return std::optional(std::move(*record));
+    auto listed = perform(reactor, {.op = Opcode::list, .path = path});
+    if (!listed && listed.error().code == std::errc::no_such_file_or_directory)
+        return found;
+    const bool is_other = !listed && listed.error().code == std::errc::not_a_directory;
+    if (!listed && !is_other)
+        return std::unexpected(std::move(listed.error()));
+    auto kind = kind_of(reactor, directory, redo_name);
+    if (!kind && kind.error().code == std::errc::not_a_directory)
+        return found; // a single file
+    if (!kind)
+        return std::unexpected(std::move(kind.error()));
+    if (!*kind)
+        return found;
+    if (*kind == FileKind::regular) {
+        found.kind = FoundSwitch::Kind::mark;
+        return found;
+    }
+    if (*kind != FileKind::directory || is_other)
+        return std::unexpected(not_a_switch(path, "it is no directory"));
+    found.kind = FoundSwitch::Kind::directory;
+    for (const DirectoryEntry& entry : listed->entries) {
+        if (!is_attempt_id(entry.name) || entry.kind != FileKind::directory)
+            return std::unexpected(
+                not_a_switch(join(path, entry.name), "it is no directory of a switch"));
+        const std::string file = redo_path(directory, entry.name);
+        auto text = read_small_file(reactor, file, OpenMode::read_strict, record_limit_bytes);
+        if (!text && text.error().code == std::errc::no_such_file_or_directory) {
+            found.ended.push_back(entry.name);
+            continue;
+        }
+        if (!text)
+            return std::unexpected(std::move(text.error()));
+        auto record = parse_redo_record(*text, file);
+        if (!record)
+            return std::unexpected(std::move(record.error()));
+        if (record->attempt != entry.name)
+            return std::unexpected(Error{.code = Errc::checkpoint_bad_manifest,
+                                         .operation = "read redo record",
+                                         .file = file,
+                                         .detail = "it is another attempt's"});
+        found.record = std::move(*record);
+    }
+    return found;
+}
+
+} // namespace
+
+Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory) {
+    auto found = find_switch(reactor, directory);
+    if (!found)
+        return std::unexpected(std::move(found.error()));
+    return std::move(found->record);
 }
 
 namespace {
+
+// What a crash left of a switch that was done: its directories, without a record. Those of another that has begun since
+// are not empty, and stay.
+Result<void> remove_ended(Reactor& reactor, const std::string& directory,
+                          const FoundSwitch& found) {
+    const std::string redo = join(directory, std::string(redo_name));
+    std::vector<Request> requests;
+    for (const std::string& attempt : found.ended)
+        requests.push_back({.op = Opcode::remove_directory, .path = join(redo, attempt)});
+    if (found.kind == FoundSwitch::Kind::directory)
+        requests.push_back({.op = Opcode::remove_directory, .path = redo});
+    if (found.kind == FoundSwitch::Kind::mark)
+        requests.push_back({.op = Opcode::unlink, .path = redo});
+    for (const Request& request : requests) {
+        const Completion removed = reactor.wait(request);
+        if (removed.error && !is_not_empty(removed) &&
+            !failed_with(removed, std::errc::no_such_file_or_directory))
+            return std::unexpected(to_error(request, removed));
+    }
+    return {};
+}
 
 // Whether the target holds the manifest of this attempt, which moves in after all data files.
 Result<bool> has_manifest_of(Reactor& reactor, const TargetPath& target,
@@ -307,8 +426,8 @@ Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRe
             .operation = "finish switch",
             .file = target.path,
             .detail = fmt::format("a committed save is still to be moved in from {}, which is not "
-                                  "there; bring it beside the checkpoint, or remove {} to go back "
-                                  "to what the checkpoint held before",
+                                  "there; bring it beside the checkpoint, or remove the directory "
+                                  "{} to go back to what the checkpoint held before",
                                   attempt_directory, redo_name)});
     RedoSwitch clean_up(target, record, RedoSwitch::Part::clean_up);
     if (auto cleaned = drive(reactor, clean_up); !cleaned) {
@@ -329,13 +448,16 @@ Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRe
 }
 
 Result<bool> finish_switch(Reactor& reactor, const TargetPath& target) {
-    auto record = read_redo_record(reactor, target.path);
-    if (!record)
-        return std::unexpected(std::move(record.error()));
-    if (!*record)
+    auto found = find_switch(reactor, target.path);
+    if (!found)
+        return std::unexpected(std::move(found.error()));
+    if (!found->record) {
+        if (auto removed = remove_ended(reactor, target.path, *found); !removed)
+            return std::unexpected(std::move(removed.error()));
         return false;
+    }
     std::vector<std::string> notes; // a leftover is the next save's to clean away
-    if (auto done = run_switch(reactor, target, **record, notes); !done)
+    if (auto done = run_switch(reactor, target, *found->record, notes); !done)
         return std::unexpected(std::move(done.error()));
     return true;
 }

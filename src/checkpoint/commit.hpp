@@ -2,16 +2,17 @@
 // machine asks for requests and is told how they ended; drive() carries them to a Reactor.
 //
 //   A = ".<name>.<attempt>.tmp" beside the target; every data file in it is written and fsynced already.
-//   1 create, write, fsync: A/manifest, A/index, and where the target exists A/redo
-//   2 fsync directory A; fsync the parent (A's own name)
+//   1 create, write, fsync: A/manifest, A/index, and where the target exists A/redo/<attempt>/record
+//   2 fsync directory A, and those of the record; fsync the parent (A's own name)
 //   target absent                                target present
-//   3 rename A -> target, never replacing        3 rename A/redo -> target/redo
+//   3 rename A -> target, never replacing        3 rename A/redo/ -> target/redo, never replacing
 //   4 fsync the parent        <- COMMITTED ->    4 fsync A and the target directory
 //                                                5 rename A/f -> target/f: data, then manifest, then index
 //                                                6 fsync A and the target directory; look whether the
 //                                                  manifest in the target is the new one
 //                                                7 unlink what the replaced checkpoint alone had
-//                                                8 fsync the target, unlink the redo record, fsync the target
+//                                                8 fsync the target, unlink the record, remove redo/<attempt>
+//                                                  and redo, fsync the target
 //                                                9 remove A, fsync the parent
 // A rename across directories counts as durable when both are: POSIX promises no more, whatever journals do.
 // A crash before the commit point leaves the old checkpoint (or none) and a stale A. After it, our reader
@@ -19,6 +20,12 @@
 // whoever may write finishes steps 5 to 9 first. Each of those may be repeated from the start, and nothing is
 // unlinked before the new checkpoint is seen to be there (A may have been left behind by a move). Files that
 // belong to no checkpoint are not touched.
+//
+// Any process may stop between two steps, and go on when others have finished its switch and committed newer ones
+// (a rank that hung, a reader that helped). So each step that changes the target takes something that only this
+// attempt has, and fails where that is gone: 3 and 5 move it out of A; 7 names its files through redo/<attempt>
+// ("target/redo/<attempt>/../../f"), and 8 removes by that name, which are gone when the switch is done, and before
+// another one can begin. Who clears an attempt of another process away revokes it first: attempt_directory.hpp.
 #pragma once
 
 #include <optional>
@@ -32,7 +39,7 @@
 
 namespace safering::checkpoint {
 
-/// What a switch that has been committed still has to do. Stored in the target under redo_name.
+/// What a switch that has been committed still has to do. Stored in the target, see redo_path().
 struct RedoRecord {
     std::string attempt;
     /// Name of A in the target's parent; not derived from the target's, which may have been renamed since.
@@ -43,6 +50,8 @@ struct RedoRecord {
 
     friend bool operator==(const RedoRecord&, const RedoRecord&) = default;
 };
+/// Where the record is: below the attempt's directory before the commit, below the target after it.
+std::string redo_path(const std::string& directory, const std::string& attempt);
 std::string to_text(const RedoRecord& record);
 /// Errors: checkpoint_bad_manifest, checkpoint_unsafe_name.
 Result<RedoRecord> parse_redo_record(std::string_view text, const std::string& file);
@@ -82,7 +91,7 @@ class RedoSwitch final : public StepMachine {
 
     RedoSwitch(TargetPath target, RedoRecord record, Part part);
     /// The record is gone: nobody can repeat this any more, nor needs to.
-    bool record_removed() const { return phase_ > Phase::unlink_redo; }
+    bool record_removed() const { return phase_ > Phase::unlink_record; }
 
   protected:
     std::vector<Request> step() override;
@@ -95,7 +104,9 @@ class RedoSwitch final : public StepMachine {
         sync_moved,
         unlink_stale,
         sync_unlinked,
-        unlink_redo,
+        unlink_record,
+        remove_switch,
+        remove_redo,
         sync_target,
         done
     };
@@ -142,9 +153,20 @@ class MetadataCommit final : public StepMachine {
     std::vector<Request> release() override;
 
   private:
-    enum class Phase { open, write, sync, close, sync_attempt, publish, sync_publish, done };
+    enum class Phase {
+        make_redo,
+        make_switch,
+        open,
+        write,
+        sync,
+        close,
+        sync_attempt,
+        publish,
+        sync_publish,
+        done
+    };
     struct Record {
-        std::string name;
+        std::string path;
         std::string text;
         int file = -1;
     };
@@ -153,7 +175,7 @@ class MetadataCommit final : public StepMachine {
     RedoRecord redo_;
     std::string attempt_directory_;
     std::vector<Record> records_;
-    Phase phase_ = Phase::open;
+    Phase phase_;
     bool committed_ = false;
     bool published_ = false;
     bool target_appeared_ = false;
@@ -162,7 +184,8 @@ class MetadataCommit final : public StepMachine {
 /// Carries a machine's batches to the reactor until it ends. Blocks.
 Result<void> drive(Reactor& reactor, StepMachine& machine);
 
-/// The redo record of a target directory, if it has one. Blocks.
+/// The redo record of a target directory, if it has one. Errors: checkpoint_bad_manifest, checkpoint_not_a_file,
+/// checkpoint_unsafe_name. Blocks.
 Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory);
 
 /// Steps 5 to 9. Adds to `notes` what could not be removed in step 9, when the switch is done already. Errors:
@@ -170,7 +193,8 @@ Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::
 Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRecord& record,
                         std::vector<std::string>& notes);
 
-/// Finishes a switch that was committed and cut off; true where there was one. Blocks.
+/// Finishes a switch that was committed and cut off; true where there was one. What is left of one that was done is
+/// removed. Blocks.
 Result<bool> finish_switch(Reactor& reactor, const TargetPath& target);
 
 } // namespace safering::checkpoint

@@ -100,9 +100,15 @@ CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
             if (commit.published())
                 committed.error().detail +=
                     "; the new checkpoint is in place, but may not survive a power cut";
-            else if (committed.error().code == std::errc::file_exists)
+            else if (committed.error().code == std::errc::file_exists &&
+                     committed.error().operation == name(Opcode::rename))
                 committed.error().detail +=
                     "; another save is committing to this target at the same moment: save again";
+            else if (committed.error().code == std::errc::file_exists ||
+                     committed.error().code == std::errc::no_such_file_or_directory ||
+                     committed.error().code == std::errc::not_a_directory)
+                committed.error().detail += "; a later save of this target, or a recovery, has "
+                                            "taken this attempt away: save again";
             return failed(std::move(committed.error()));
         }
         if (commit.committed()) {

@@ -1,5 +1,8 @@
 #include <safering/retention.hpp>
 
+#include <algorithm>
+#include <iterator>
+
 #include "checkpoint/attempt_directory.hpp"
 #include "checkpoint/commit.hpp"
 #include "checkpoint/perform.hpp"
@@ -52,15 +55,22 @@ Result<RecoverReport> recover_checkpoint(const std::string& path, Reactor& react
     leftovers = leftovers_of(reactor, target);
     if (!leftovers)
         return std::unexpected(std::move(leftovers.error()));
-    for (Leftover& leftover : *leftovers) {
-        if (is_removal(leftover))
-            continue;
+    std::vector<std::string> stale;
+    for (const Leftover& leftover : *leftovers)
         if (leftover.kind == Leftover::Kind::attempt &&
             (leftover.stale || attempts == StaleAttempts::all))
-            note(leftover, remove_attempt_directory(reactor, leftover.path));
-        else
+            stale.push_back(leftover.name);
+    RevokedAttempts revoked = remove_attempts(reactor, target.parent, stale);
+    std::ranges::move(revoked.failures, std::back_inserter(report.failures));
+    const auto is_in = [](const std::vector<std::string>& names, const Leftover& leftover) {
+        return std::ranges::find(names, leftover.name) != names.end();
+    };
+    for (Leftover& leftover : *leftovers)
+        if (is_in(revoked.removed, leftover))
+            report.removed.push_back(std::move(leftover));
+        else if (!is_removal(leftover) &&
+                 (!is_in(stale, leftover) || is_in(revoked.switching, leftover)))
             report.left.push_back(std::move(leftover));
-    }
     if (!report.removed.empty())
         if (auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = target.parent});
             !synced)

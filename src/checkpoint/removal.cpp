@@ -33,22 +33,6 @@ Result<Manifest> read_manifest(Reactor& reactor, const std::string& directory) {
     return parse_manifest(*text, path);
 }
 
-// Everything below a directory. Kinds are those of the names themselves, so a link is unlinked and not followed.
-Result<void> remove_tree(Reactor& reactor, const std::string& directory) {
-    auto listed = perform(reactor, {.op = Opcode::list, .path = directory});
-    if (!listed)
-        return is_absent(listed.error()) ? Result<void>() : std::unexpected(listed.error());
-    for (const DirectoryEntry& entry : listed->entries) {
-        const std::string path = join(directory, entry.name);
-        const auto removed = entry.kind == FileKind::directory
-                                 ? remove_tree(reactor, path)
-                                 : perform_or_gone(reactor, {.op = Opcode::unlink, .path = path});
-        if (!removed)
-            return removed;
-    }
-    return perform_or_gone(reactor, {.op = Opcode::remove_directory, .path = directory});
-}
-
 Result<void> unlink_but_manifest(Reactor& reactor, const std::string& path,
                                  const Manifest& manifest, RetentionPolicy::Others others) {
     std::set<std::string_view> own;
@@ -114,6 +98,22 @@ Error put_back(Reactor& reactor, const std::string& path, const std::string& old
 
 } // namespace
 
+// Kinds are those of the names themselves, so a link is unlinked and not followed.
+Result<void> remove_tree(Reactor& reactor, const std::string& directory) {
+    auto listed = perform(reactor, {.op = Opcode::list, .path = directory});
+    if (!listed)
+        return is_absent(listed.error()) ? Result<void>() : std::unexpected(listed.error());
+    for (const DirectoryEntry& entry : listed->entries) {
+        const std::string path = join(directory, entry.name);
+        const auto removed = entry.kind == FileKind::directory
+                                 ? remove_tree(reactor, path)
+                                 : perform_or_gone(reactor, {.op = Opcode::unlink, .path = path});
+        if (!removed)
+            return removed;
+    }
+    return perform_or_gone(reactor, {.op = Opcode::remove_directory, .path = directory});
+}
+
 Result<void> finish_removal(Reactor& reactor, const std::string& directory, const std::string& name,
                             RetentionPolicy::Others others) {
     const auto parsed = parse_hidden_name(name, removal_suffix);
@@ -124,6 +124,9 @@ Result<void> finish_removal(Reactor& reactor, const std::string& directory, cons
         return std::unexpected(std::move(redo.error()));
     if (*redo)
         return std::unexpected(put_back(reactor, path, join(directory, parsed->target)));
+    // No record: there is nothing to finish but what is left of a switch that was done.
+    if (auto done = finish_switch(reactor, make_target_path(path)); !done)
+        return std::unexpected(std::move(done.error()));
     auto manifest = read_manifest(reactor, path);
     if (manifest) {
         if (auto unlinked = unlink_but_manifest(reactor, path, *manifest, others); !unlinked)

@@ -15,6 +15,10 @@
 
 namespace safering::checkpoint {
 
+/// Everything below a directory, and the directory. Links are removed, not followed; what is gone already is fine.
+/// Blocks.
+Result<void> remove_tree(Reactor& reactor, const std::string& directory);
+
 /// All four steps. Errors: checkpoint_conflict where it is another save's by now. Blocks.
 Result<void> remove_checkpoint(Reactor& reactor, const std::string& directory,
                                const StepCheckpoint& checkpoint, RetentionPolicy::Others others);

@@ -65,19 +65,24 @@ class SimulatedBackend final : public Backend {
 
 } // namespace
 
+std::unique_ptr<Backend> make_simulated_backend(std::shared_ptr<SimulatedDisk> disk,
+                                                unsigned depth) {
+    return std::make_unique<SimulatedBackend>(std::move(disk), depth);
+}
+
 std::unique_ptr<Reactor> make_simulated_reactor(std::shared_ptr<SimulatedDisk> disk,
                                                 ReactorOptions options) {
     auto context = std::make_unique<boost::asio::io_context>(1);
     boost::asio::io_context& used = *context;
-    return make_reactor(std::make_unique<SimulatedBackend>(std::move(disk), options.queue_depth),
-                        options, std::move(context), used);
+    return make_reactor(make_simulated_backend(std::move(disk), options.queue_depth), options,
+                        std::move(context), used);
 }
 
 std::unique_ptr<Reactor> make_simulated_reactor(std::shared_ptr<SimulatedDisk> disk,
                                                 boost::asio::io_context& context,
                                                 ReactorOptions options) {
-    return make_reactor(std::make_unique<SimulatedBackend>(std::move(disk), options.queue_depth),
-                        options, nullptr, context);
+    return make_reactor(make_simulated_backend(std::move(disk), options.queue_depth), options,
+                        nullptr, context);
 }
 
 } // namespace safering

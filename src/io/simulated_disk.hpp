@@ -178,6 +178,8 @@ class SimulatedDisk {
     std::unique_ptr<State> state_;
 };
 
+std::unique_ptr<Backend> make_simulated_backend(std::shared_ptr<SimulatedDisk> disk,
+                                                unsigned depth);
 /// A reactor with a thread of its own, or on `context`.
 std::unique_ptr<Reactor> make_simulated_reactor(std::shared_ptr<SimulatedDisk> disk,
                                                 ReactorOptions options = {});

@@ -196,6 +196,9 @@ void SimulatedDisk::State::change_name(Operation& operation) {
     }
     if (!error)
         error = code_of(now.check(entry));
+    if (!error && request.op == Opcode::rename && request.path.ends_with('/') &&
+        now.inode(place.inode)->kind != FileKind::directory)
+        error = code_of(ENOTDIR);
     if (!error)
         record(std::move(entry), error);
 }

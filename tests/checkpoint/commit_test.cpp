@@ -7,6 +7,7 @@
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/commit.hpp"
+#include "checkpoint/removal.hpp"
 #include "disk_fixture.hpp"
 
 namespace safering::test {
@@ -114,7 +115,7 @@ TEST(MetadataCommit, LetsAReaderFinishTheSwitchMeanwhile) {
         const Trace trace = run(commit, failing, gone);
         const bool attempt_after_publish = failing == steps - 2;
         EXPECT_EQ(trace.steps[failing].ends_with(attempt_directory),
-                  failing == steps - 5 || attempt_after_publish);
+                  failing == steps - 7 || attempt_after_publish);
         EXPECT_EQ(commit.committed(), attempt_after_publish) << trace.steps[failing];
         EXPECT_EQ(commit.error().has_value(), !attempt_after_publish) << trace.steps[failing];
     }
@@ -134,7 +135,11 @@ TEST(RedoSwitch, MovesDataThenManifestThenIndexAndUnlinksLast) {
     };
     EXPECT_EQ(order(moving), "rename rename rename sync sync ");
     EXPECT_TRUE(moving.steps[2].ends_with("model.safetensors.index.json"));
-    EXPECT_EQ(order(run(clean_up, ~std::size_t{0})), "unlink sync unlink sync ");
+    const Trace cleaning = run(clean_up, ~std::size_t{0});
+    EXPECT_EQ(order(cleaning), "unlink sync unlink remove remove sync ");
+    // By a way that is there as long as this switch is.
+    EXPECT_EQ(cleaning.steps[0], "unlink /ckpt/step/.safering.redo/" + attempt +
+                                     "/../../model-00002-of-00002.safetensors");
 }
 
 TEST(RedoSwitch, TakesWhatIsGoneAsDone) {
@@ -143,7 +148,9 @@ TEST(RedoSwitch, TakesWhatIsGoneAsDone) {
     for (const auto& [part, failing] : {std::pair{RedoSwitch::Part::move_in, 0u},
                                         {RedoSwitch::Part::move_in, 1u},
                                         {RedoSwitch::Part::clean_up, 0u},
-                                        {RedoSwitch::Part::clean_up, 2u}}) {
+                                        {RedoSwitch::Part::clean_up, 2u},
+                                        {RedoSwitch::Part::clean_up, 3u},
+                                        {RedoSwitch::Part::clean_up, 4u}}) {
         RedoSwitch machine(input(true).target, record, part);
         run(machine, failing, gone);
         EXPECT_FALSE(machine.error()) << failing;
@@ -268,8 +275,7 @@ TEST_F(Commit, HarmsNothingWhereTheAttemptOfASwitchIsGone) {
     auto metadata = reader.read_metadata();
     ASSERT_FALSE(metadata);
     EXPECT_EQ(metadata.error().code, Errc::checkpoint_conflict);
-    ASSERT_FALSE(
-        third->wait({.op = Opcode::unlink, .path = "/elsewhere/step/.safering.redo.json"}).error);
+    ASSERT_TRUE(remove_tree(*third, "/elsewhere/step/.safering.redo"));
     EXPECT_EQ(differences(old, {1, 0}, "/elsewhere/step", third), "");
 }
 

@@ -434,7 +434,7 @@ TEST_F(HostileFiles, FilesThatAnotherSwitchesInMeanwhileAreFollowed) {
     const std::shared_ptr<Reactor> switching =
         make_reactor(std::move(backend), {}, std::move(context), used);
     (void)save(fresh, {2, 0}, path, two_files(model), {switching});
-    ASSERT_TRUE(std::filesystem::exists(path + "/.safering.redo.json"));
+    ASSERT_TRUE(std::filesystem::exists(path + "/.safering.redo"));
     EXPECT_EQ(differences(fresh, {1, 0}, path, switching), ""); // where they lie
     half.moves = true;
     EXPECT_EQ(differences(fresh, {1, 0}, path, switching), "");

@@ -19,7 +19,9 @@ constexpr auto unlink = Opcode::unlink;
 constexpr const char* data = "model-00001-of-00001.safetensors";
 constexpr const char* manifest = "safering.manifest.json";
 constexpr const char* index_file = "model.safetensors.index.json";
-constexpr const char* redo = ".safering.redo.json";
+constexpr const char* redo = ".safering.redo"; // the directory, and where it is moved to
+constexpr const char* record = "record.json";
+constexpr auto make_directory = Opcode::make_directory;
 constexpr const char* attempt = ".tmp";
 constexpr const char* parent = "/ckpt";
 constexpr const char* target = "/ckpt/step";
@@ -110,8 +112,12 @@ Scenario removed_first() {
     if (log.base().find(target, true, place) != 0)
         throw std::logic_error("there is no old checkpoint");
     const SimulatedDisk::Record publish = log.at({move, redo});
-    log.drop_all({Opcode::open, redo}).drop_all({Opcode::write, redo}).drop_all({fsync, redo});
     const std::string from = publish.path.substr(0, publish.path.find(redo) - 1);
+    const std::string switch_directory =
+        log.at({make_directory, redo}).path + "/" + from.substr(from.size() - 36, 32);
+    log.drop_all({Opcode::open, record}).drop_all({Opcode::write, record});
+    log.drop_all({fsync, record}).drop({sync, switch_directory}).drop({sync, redo});
+    log.drop({make_directory, switch_directory}).drop({make_directory, redo});
     log.truncate_from({move, redo});
     for (const auto& [name, inode] : log.base().inode(place.inode)->entries)
         log.append({.op = unlink, .inode = inode, .directory = place.inode, .name = name});
@@ -127,6 +133,12 @@ Scenario removed_first() {
                 .new_name = place.name});
     log.append({.op = sync, .inode = place.directory});
     return log.done();
+}
+
+Scenario record_not_in_its_directory() {
+    LogEditor log = second();
+    const std::string opened = log.at({Opcode::open, record}).path;
+    return log.drop({sync, opened.substr(0, opened.rfind('/'))}).done();
 }
 
 Scenario retried_fsync() {
@@ -179,7 +191,7 @@ std::vector<PlantedBug> missing_syncs() {
         {"the index is not fsynced", "log: fsync dropped", neither,
          [] { return first().drop({fsync, index_file}).done(); }},
         {"the redo record is not fsynced", "log: fsync dropped", neither,
-         [] { return second().drop({fsync, redo}).done(); }},
+         [] { return second().drop({fsync, record}).done(); }},
         {"the attempt is not synced before its rename", "log: directory sync dropped", wrong_files,
          [] { return first().drop({sync, attempt}).done(); }},
         {"the attempt is not synced before the switch", "log: directory sync dropped", neither,
@@ -189,6 +201,8 @@ std::vector<PlantedBug> missing_syncs() {
          [] { return second().drop({sync, parent}).done(); }},
         {"the parent is not synced after the rename", "log: directory sync dropped", lost,
          [] { return first().drop({sync, parent}).done(); }},
+        {"the redo record is not synced into its directory", "log: directory sync dropped",
+         wrong_files, record_not_in_its_directory},
         {"the redo record's name is not synced", "log: both directory syncs dropped", wrong_files,
          [] { return second().drop({sync, attempt, 1}).drop({sync, target}).done(); }},
         {"the moves are not synced before the clean-up", "log: both directory syncs dropped",
@@ -217,7 +231,7 @@ std::vector<PlantedBug> wrong_orders() {
                  .done();
          }},
         {"redo record removed early", "log: unlinked before the moves are synced", wrong_files,
-         [] { return second().move_before({unlink, redo}, {sync, attempt, 2}).done(); }},
+         [] { return second().move_before({unlink, record}, {sync, attempt, 2}).done(); }},
         {"early clean-up of the replaced files", "log: unlinked before the redo record's rename",
          neither,
          [] {

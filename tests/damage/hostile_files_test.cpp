@@ -15,6 +15,7 @@
 #include "../checkpoint/model.hpp"
 #include "../crash/recovery.hpp"
 #include "checkpoint/attempt.hpp"
+#include "checkpoint/commit.hpp"
 #include "checkpoint/strict_json.hpp"
 
 namespace safering::test {
@@ -70,6 +71,7 @@ class HostileFiles : public testing::Test {
     ~HostileFiles() override { fs::remove_all(root); }
 
     static void write(const fs::path& path, std::string_view text) {
+        fs::create_directories(path.parent_path());
         fs::remove_all(path);
         std::ofstream(path, std::ios::binary) << text;
     }
@@ -86,14 +88,15 @@ class HostileFiles : public testing::Test {
     fs::path target;
     std::shared_ptr<Reactor> reactor;
     const std::string data = "model-00001-of-00001.safetensors";
+    const std::string redo_record = checkpoint::redo_path(".", std::string(32, 'a'));
 };
 
 TEST_F(HostileFiles, WhatIsNoFileIsRefusedWithoutWaiting) {
     const std::vector<std::string> names{data, std::string(checkpoint::manifest_name),
-                                         std::string(checkpoint::index_name),
-                                         std::string(checkpoint::redo_name)};
+                                         std::string(checkpoint::index_name), redo_record};
     for (const std::string& name : names) {
         const fs::path path = target / name;
+        fs::create_directories(path.parent_path());
         const fs::path kept = root / "kept";
         const bool there = fs::exists(path);
         if (there)
@@ -125,6 +128,40 @@ TEST_F(HostileFiles, WhatIsNoFileIsRefusedWithoutWaiting) {
             fs::rename(kept, path);
     }
     EXPECT_EQ(difference(model(), load_model(target, reactor).value()), "");
+}
+
+// A switch is found in directories of our own making only: what lies behind a link is not ours to move or remove.
+TEST_F(HostileFiles, ASwitchIsNotFollowedThroughLinks) {
+    const std::string attempt(32, 'a');
+    const fs::path elsewhere = root / "elsewhere";
+    const checkpoint::RedoRecord record{
+        attempt, ".step." + attempt + ".tmp", {data}, {"precious.safetensors"}};
+    write(elsewhere / "redo" / attempt / checkpoint::redo_record_name, checkpoint::to_text(record));
+    write(elsewhere / "precious.safetensors", "precious");
+    const fs::path redo = target / checkpoint::redo_name;
+    fs::create_symlink(elsewhere / "redo", redo);
+    EXPECT_EQ(refused().code, Errc::checkpoint_not_a_file);
+    fs::remove(redo);
+    fs::create_directory(redo);
+    fs::create_symlink(elsewhere / "redo" / attempt, redo / attempt);
+    EXPECT_EQ(refused().code, Errc::checkpoint_not_a_file);
+    EXPECT_TRUE(fs::exists(elsewhere / "precious.safetensors"));
+    for (const char* kind : {"fifo", "device", "loop"}) {
+        fs::remove_all(redo);
+        if (kind == std::string_view("fifo"))
+            ASSERT_EQ(::mkfifo(redo.c_str(), 0600), 0);
+        else
+            fs::create_symlink(kind == std::string_view("loop") ? redo : "/dev/zero", redo);
+        EXPECT_TRUE(refused().code) << kind;
+    }
+    // A record of another attempt than its directory says.
+    fs::remove_all(redo);
+    write(redo / std::string(32, 'b') / checkpoint::redo_record_name, checkpoint::to_text(record));
+    EXPECT_EQ(refused().code, Errc::checkpoint_bad_manifest);
+    // What a crash leaves of a switch that was done is no obstacle, and goes.
+    fs::remove(redo / std::string(32, 'b') / checkpoint::redo_record_name);
+    EXPECT_EQ(difference(model(), load_model(target, reactor).value()), "");
+    EXPECT_FALSE(fs::exists(redo));
 }
 
 TEST_F(HostileFiles, ASaveNeverWritesThroughALink) {
@@ -234,15 +271,14 @@ TEST_F(HostileFiles, BombsAreRefusedInLittleMemory) {
         {"brackets in a header", data, head(brackets.substr(0, 99'999'000)), 300 * mebi},
         {"brackets in a manifest", std::string(checkpoint::manifest_name), brackets, 300 * mebi},
         {"brackets in an index", std::string(checkpoint::index_name), brackets, 300 * mebi},
-        {"brackets in a redo record", std::string(checkpoint::redo_name), brackets, 300 * mebi},
+        {"brackets in a redo record", redo_record, brackets, 300 * mebi},
         {"a sealed manifest of brackets", std::string(checkpoint::manifest_name),
          checkpoint::seal_json("{\"a\":" + brackets), 600 * mebi},
         {"a million keys in a header", data, head(keys), 700 * mebi},
         {"a million keys in an index", std::string(checkpoint::index_name), keys, 1000 * mebi},
     };
     for (const Bomb& bomb : bombs) {
-        for (const auto name :
-             {checkpoint::manifest_name, checkpoint::index_name, checkpoint::redo_name})
+        for (const auto name : {checkpoint::manifest_name, checkpoint::index_name})
             fs::remove(target / name);
         write(target / bomb.name, bomb.text);
         const PeakMemory memory;
@@ -256,8 +292,8 @@ TEST_F(HostileFiles, BombsAreRefusedInLittleMemory) {
 }
 
 TEST_F(HostileFiles, ATebibyteWithoutBytesIsRefusedInLittleMemory) {
-    for (const auto name :
-         {checkpoint::manifest_name, checkpoint::index_name, checkpoint::redo_name}) {
+    for (const std::string& name : {std::string(checkpoint::manifest_name),
+                                    std::string(checkpoint::index_name), redo_record}) {
         const fs::path path = target / name;
         std::string kept;
         if (fs::exists(path)) {

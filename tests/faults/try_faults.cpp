@@ -157,7 +157,7 @@ class Trial {
         const bool tidy = std::ranges::all_of(
             names, [&](const std::string& name) { return std::ranges::count(beside, name) != 0; });
         const bool unfinished =
-            stage_.disk->exists(scenario_.expectations.path + "/.safering.redo.json");
+            stage_.disk->exists(scenario_.expectations.path + "/.safering.redo");
         if (!tidy && !removing && !unfinished)
             found("left over", fmt::format("{}", fmt::join(names, ", ")));
         if (!tidy && done && done->empty())

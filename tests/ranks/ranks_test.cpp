@@ -229,6 +229,25 @@ TEST(Ranks, OneGoesOnWhileANewRunSaves) {
     }
 }
 
+// All have written, so that it may commit; the new run commits at about that time.
+TEST(Ranks, TheFirstGoesOnWhileANewRunSaves) {
+    const Cases cases = begin_all(
+        std::vector<Doom>(6, {0, Moment::after_writing, Fate::stopped, ExchangeWay::off}));
+    for (const auto& one : cases)
+        one->check_others();
+    for (const auto& one : cases) {
+        SCOPED_TRACE(one->text());
+        RankProcess& goes_on = one->ranks[0];
+        ::kill(goes_on.process, SIGCONT);
+        const auto saved = save(odd_model(3), {1, 0}, one->target(), {}, {Case::make_plain()});
+        const std::string said = wait_for_end(goes_on);
+        const bool late = said == "saved";
+        EXPECT_TRUE(late || saved) << said << "; " << saved.error().message();
+        EXPECT_TRUE((saved && one->holds(3)) || (late && one->holds(2))) << said;
+        one->save_again(4);
+    }
+}
+
 TEST(Ranks, OneDoesNotSeeTheDirectory) {
     std::vector<Doom> dooms;
     for (const std::uint32_t rank : {0u, 2u})
