@@ -82,6 +82,10 @@ AsyncSaver::~AsyncSaver() {
     // The thread, and what it holds and waits for, stayed with the parent.
     if (impl_->forked())
         static_cast<void>(impl_.release());
+    // Whoever holds it last may be what it calls on its own thread, as Python's collector is; a thread cannot wait for
+    // its own end.
+    else if (std::this_thread::get_id() == impl_->thread.get_id())
+        std::thread([impl = std::move(impl_)] {}).detach();
 }
 
 Result<std::future<SaveReport>> AsyncSaver::save(std::string path, Result<SavePlan> plan,

@@ -131,6 +131,26 @@ class LosesTheOther final : public Collectives {
     Gate& gate_;
 };
 
+// Gives up what it was given when it is asked on the saver's own thread.
+class LosesTheSaver final : public Collectives {
+  public:
+    explicit LosesTheSaver(Gate& gate) : gate_(gate) {}
+    std::uint32_t rank() const override { return 0; }
+    std::uint32_t ranks() const override { return 2; }
+    Result<std::vector<Bytes>> gather(Bytes) override { return lost(); }
+    Result<Bytes> scatter(std::vector<Bytes>) override { return lost(); }
+
+    std::shared_ptr<AsyncSaver> saver;
+
+  private:
+    std::unexpected<Error> lost() {
+        gate_.pass();
+        saver.reset();
+        return fail(std::make_error_code(std::errc::connection_aborted), "speak", "lost");
+    }
+    Gate& gate_;
+};
+
 // The other rank's words do not come to that; whoever asks is told so in its own way.
 class Throws final : public Collectives {
   public:
@@ -200,6 +220,22 @@ TEST_F(AsyncSaves, EndsAllThatIsAskedForWhenTheRanksLoseEachOther) {
     gate.open();
     EXPECT_EQ(code_of(first), std::errc::connection_aborted);
     EXPECT_EQ(code_of(second), std::errc::connection_aborted);
+}
+
+TEST_F(AsyncSaves, TheLastHolderMayBeOnItsOwnThread) {
+    auto conversation = std::make_shared<LosesTheSaver>(gate);
+    AsyncSaverOptions made = options();
+    made.foreground = std::make_shared<Alone>();
+    made.background = conversation;
+    auto saver = std::make_shared<AsyncSaver>(made);
+    made.background.reset();
+    gate.shut();
+    auto future = save(*saver, make_model(22), path);
+    conversation->saver = std::move(saver);
+    gate.open();
+    EXPECT_EQ(code_of(future), std::errc::connection_aborted);
+    while (conversation.use_count() > 1) // the thread ends after its last save
+        std::this_thread::yield();
 }
 
 TEST_F(AsyncSaves, WhatTheTransportThrowsIsAnError) {
