@@ -7,6 +7,7 @@ here; its load begins after the files have left the page cache and ends when eve
 touched, since some map files and read nothing before that. Memory is touched before each timed part.
 """
 
+import functools
 import importlib
 import json
 import os
@@ -28,6 +29,8 @@ class Peer(NamedTuple):
     load: object
     #: whether its save is durable when it returns
     durable: bool = False
+    #: what it does once in a process, before anything is timed
+    prepare: object = None
 
 
 def plain_save(state, directory):
@@ -129,6 +132,86 @@ def checkpointing_load(storage):
     return load
 
 
+class Aio:
+    """DeepSpeed's asynchronous I/O as its swapping to disk uses it: aligned pieces of one file, through two pinned buffers
+    of which one is filled or emptied while the other is with the disk. (Its checkpoint writer needs a device.)"""
+
+    BYTES = 64 << 20
+    ALIGNMENT = 4096
+
+    def __init__(self):
+        import torch
+        from deepspeed.ops.op_builder import AsyncIOBuilder
+
+        block, depth, single_submit, overlap, threads = 8 << 20, 32, False, True, 1
+        # Compiled at its first use.
+        self.handle = AsyncIOBuilder().load(verbose=False).aio_handle(block, depth, single_submit, overlap, threads)
+        self.buffers = [self.handle.new_cpu_locked_tensor(self.BYTES, torch.empty(0, dtype=torch.uint8)) for _ in range(2)]
+
+    def image(self, tensors):
+        """What goes through each buffer: [(begin in the buffer, bytes of a tensor)]."""
+        import torch
+
+        pieces, filled = [], 0
+        for tensor in tensors.values():
+            data = tensor.reshape(-1).view(torch.uint8)
+            while len(data):
+                taken = min(len(data), self.BYTES - filled)
+                pieces.append((filled, data[:taken]))
+                data, filled = data[taken:], filled + taken
+                if filled == self.BYTES:
+                    yield pieces
+                    pieces, filled = [], 0
+        if pieces:
+            yield pieces
+
+    def padded(self, pieces):
+        begin, data = pieces[-1]
+        return -(-(begin + len(data)) // self.ALIGNMENT) * self.ALIGNMENT
+
+    def save(self, tensors, path):
+        with open(path, "wb"):
+            pass
+        offset, end = 0, sum(tensor.nbytes for tensor in tensors.values())
+        for turn, pieces in enumerate(self.image(tensors)):
+            buffer = self.buffers[turn % 2]
+            for begin, data in pieces:
+                buffer[begin:begin + len(data)].copy_(data)
+            if turn:
+                self.handle.wait()
+            self.handle.async_pwrite(buffer[:self.padded(pieces)], str(path), offset)
+            offset += self.padded(pieces)
+        self.handle.wait()
+        os.truncate(path, end)
+
+    def load(self, tensors, path):
+        pending, offset = None, 0
+        os.truncate(path, -(-path.stat().st_size // self.ALIGNMENT) * self.ALIGNMENT)  # it reads whole blocks
+        for turn, pieces in enumerate([*self.image(tensors), None]):
+            if turn:
+                self.handle.wait()
+            if pieces is not None:
+                self.handle.async_pread(self.buffers[turn % 2][:self.padded(pieces)], str(path), offset)
+                offset += self.padded(pieces)
+            for begin, data in pending or ():
+                data.copy_(self.buffers[(turn - 1) % 2][begin:begin + len(data)])
+            pending = pieces
+
+
+@functools.cache
+def aio():
+    return Aio()
+
+
+def deepspeed_save(state, directory):
+    aio().save(state, directory / "model.bin")
+
+
+def deepspeed_load(target, directory):
+    aio().load(target, directory / "model.bin")
+    return target
+
+
 def fast_save(state, directory):
     from fastsafetensors.saver import ParallelSaver
 
@@ -160,6 +243,7 @@ PEERS = {peer.name: peer for peer in (
     Peer("torch_checkpointing", "torch_checkpointing", checkpointing_save(own_storage), checkpointing_load(own_storage)),
     Peer("safering, torch_checkpointing", "safering.torch_checkpointing", checkpointing_save(our_storage),
          checkpointing_load(our_storage), durable=True),
+    Peer("DeepSpeed, aio", "deepspeed", deepspeed_save, deepspeed_load, prepare=aio),
     Peer("fastsafetensors", "fastsafetensors", fast_save, fast_load),
     Peer("Run:ai model streamer", "runai_model_streamer", None, streamer_load),
 )}
@@ -181,6 +265,8 @@ def run(job):
     peer = PEERS[job["peer"]]
     directory = Path(job["directory"])
     directory.mkdir()
+    if peer.prepare is not None:
+        peer.prepare()
     state = make_state({"tensors": "large"}, job["size"], fill=True)
     for index, tensor in enumerate(state.values()):  # values of its own for each element, or a compressing disk would shine
         tensor.reshape(-1).view(torch.int32).random_(0, 1 << 30, generator=torch.Generator().manual_seed(index))
