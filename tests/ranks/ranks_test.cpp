@@ -212,6 +212,8 @@ TEST(Ranks, OneGoesOnWhileANewRunSaves) {
     for (const Moment moment :
          {Moment::before_writing, Moment::while_writing, Moment::after_writing})
         dooms.insert(dooms.end(), 3, {2, moment, Fate::stopped, ExchangeWay::off});
+    // All have written, so that it may still commit; the new run commits at about that time.
+    dooms.insert(dooms.end(), 6, {0, Moment::after_writing, Fate::stopped, ExchangeWay::off});
     const Cases cases = begin_all(dooms);
     for (const auto& one : cases) {
         SCOPED_TRACE(one->text());
@@ -221,28 +223,13 @@ TEST(Ranks, OneGoesOnWhileANewRunSaves) {
         SCOPED_TRACE(one->text());
         RankProcess& goes_on = one->ranks[one->doom.rank];
         ::kill(goes_on.process, SIGCONT);
-        one->save_again(3);
-        const std::string said = wait_for_end(goes_on);
-        EXPECT_NE(said, "saved");
-        EXPECT_NE(said, "");
-        one->check_saved(3);
-    }
-}
-
-// All have written, so that it may commit; the new run commits at about that time.
-TEST(Ranks, TheFirstGoesOnWhileANewRunSaves) {
-    const Cases cases = begin_all(
-        std::vector<Doom>(6, {0, Moment::after_writing, Fate::stopped, ExchangeWay::off}));
-    for (const auto& one : cases)
-        one->check_others();
-    for (const auto& one : cases) {
-        SCOPED_TRACE(one->text());
-        RankProcess& goes_on = one->ranks[0];
-        ::kill(goes_on.process, SIGCONT);
+        const bool may_commit = one->doom.rank == 0;
         const auto saved = save(odd_model(3), {1, 0}, one->target(), {}, {Case::make_plain()});
         const std::string said = wait_for_end(goes_on);
+        EXPECT_NE(said, "");
         const bool late = said == "saved";
-        EXPECT_TRUE(late || saved) << said << "; " << saved.error().message();
+        EXPECT_TRUE(saved || (may_commit && late)) << said << "; " << saved.error().message();
+        EXPECT_TRUE(may_commit || !late);
         EXPECT_TRUE((saved && one->holds(3)) || (late && one->holds(2))) << said;
         one->save_again(4);
     }
