@@ -216,23 +216,7 @@ py::dict to_dict(const SaveReport& report) {
 
 py::dict to_dict(const WorkReport& work) {
     py::dict out;
-    out["seconds"] = work.seconds;
-    out["plan_seconds"] = work.plan_seconds;
-    out["transfer_seconds"] = work.transfer_seconds;
-    out["stall_seconds"] = work.stall_seconds;
-    out["stalls"] = work.stalls;
-    out["copy_seconds"] = work.copy_seconds;
-    out["verify_seconds"] = work.verify_seconds;
-    out["pause_seconds"] = work.pause_seconds;
-    out["flush_seconds"] = work.flush_seconds;
-    out["requests"] = work.requests;
-    out["pieces"] = work.pieces;
-    out["most_in_flight"] = work.most_in_flight;
-    out["direct_bytes"] = work.direct_bytes;
-    out["cached_bytes"] = work.cached_bytes;
-    out["copied_cells"] = work.copied_cells;
-    out["uncopied_cells"] = work.uncopied_cells;
-    out["digests"] = work.digests;
+    WorkReport::each_field([&](const char* name, auto field) { out[name] = work.*field; });
     return out;
 }
 
