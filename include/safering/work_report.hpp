@@ -32,6 +32,8 @@ struct WorkReport {
     std::uint64_t requests = 0;
     std::uint64_t pieces = 0;
     std::uint64_t most_in_flight = 0;
+    /// Attempts at requests beyond the first: what came back short, interrupted or busy.
+    std::uint64_t retries = 0;
     /// Bytes of the requests: past the page cache, and through it.
     std::uint64_t direct_bytes = 0;
     std::uint64_t cached_bytes = 0;
@@ -56,6 +58,7 @@ struct WorkReport {
         visit("requests", &WorkReport::requests);
         visit("pieces", &WorkReport::pieces);
         visit("most_in_flight", &WorkReport::most_in_flight);
+        visit("retries", &WorkReport::retries);
         visit("direct_bytes", &WorkReport::direct_bytes);
         visit("cached_bytes", &WorkReport::cached_bytes);
         visit("copied_cells", &WorkReport::copied_cells);

@@ -72,6 +72,22 @@ TEST_F(Reports, OfASaveAddUp) {
     EXPECT_EQ(risen(before, "loaded_bytes_total"), 0);
 }
 
+TEST_F(Reports, CountWhatWasTriedAgain) {
+    const auto before = samples();
+    const auto whole = save_model(small_model(1), {1, 0});
+    ASSERT_TRUE(whole) << whole.error().message();
+    EXPECT_EQ(whole->work.retries, 0u);
+    std::uint64_t retries = 0;
+    for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+        disk->shorten_transfers(seed);
+        const auto shortened = save_model(small_model(1), {1, 0});
+        ASSERT_TRUE(shortened) << shortened.error().message();
+        retries += shortened->work.retries;
+    }
+    EXPECT_GT(retries, 0u);
+    EXPECT_EQ(risen(before, "retries_total{direction=\"write\"}"), retries);
+}
+
 TEST_F(Reports, OfALoadAddUp) {
     const Model model = small_model(1);
     ASSERT_TRUE(save_model(model, {2, 0}));
@@ -129,7 +145,7 @@ TEST(WorkMeter, TellsStallsFromWork) {
     meter.add_request(8192, true);
     meter.add_request(100, false);
     meter.submitted(2);
-    meter.ended();
+    meter.ended(3);
     meter.add_request(4096, true);
     meter.submitted(1); // one is in flight: no stall
     meter.ended();
@@ -141,6 +157,7 @@ TEST(WorkMeter, TellsStallsFromWork) {
     EXPECT_EQ(report.requests, 4u);
     EXPECT_EQ(report.most_in_flight, 2u);
     EXPECT_EQ(report.stalls, 1u);
+    EXPECT_EQ(report.retries, 3u);
     EXPECT_EQ(report.direct_bytes, 8192u + 4096 + 1);
     EXPECT_EQ(report.cached_bytes, 100u);
     WorkReport twice = report;

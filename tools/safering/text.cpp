@@ -65,6 +65,8 @@ std::string format_work(const WorkReport& work) {
         ", flush {:.3f} s; {} requests of {} pieces, {} in flight, {} direct, {} cached",
         work.flush_seconds, work.requests, work.pieces, work.most_in_flight,
         format_bytes(work.direct_bytes), format_bytes(work.cached_bytes));
+    if (work.retries != 0)
+        out += fmt::format(", {} retries", work.retries);
     return out;
 }
 

@@ -38,6 +38,7 @@ class WorkReport(_Fields):
         flush_seconds: after the last transfer, fsync and close; of a load, the copies that were left.
         requests, pieces: to the disk, and the pieces of tensors that they carried.
         most_in_flight: requests at once.
+        retries: attempts at requests beyond the first: what came back short, interrupted or busy.
         direct_bytes, cached_bytes: past the page cache, and through it.
         copied_cells, uncopied_cells: through a buffer, and from where they lay.
         digests: that were taken.
@@ -55,6 +56,7 @@ class WorkReport(_Fields):
     requests: int = 0
     pieces: int = 0
     most_in_flight: int = 0
+    retries: int = 0
     direct_bytes: int = 0
     cached_bytes: int = 0
     copied_cells: int = 0
