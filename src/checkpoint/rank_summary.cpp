@@ -81,17 +81,16 @@ RankSummary summarise(std::span<const RankReport> ranks) {
 }
 
 std::string to_text(const RankSummary& summary) {
-    using plan::bytes_in_words;
+    using plan::bytes_in_words, plan::counted;
     if (summary.ranks == 0)
         return "no rank reported\n";
     const WorkReport& total = summary.total;
     std::string out = fmt::format(
         "{}: {} direct, {} cached; {} requests of {} pieces, {} retries; {} cells copied, "
         "{} not; {} digests; {} stalls\n",
-        summary.ranks == 1 ? "1 rank" : fmt::format("{} ranks", summary.ranks),
-        bytes_in_words(total.direct_bytes), bytes_in_words(total.cached_bytes), total.requests,
-        total.pieces, total.retries, total.copied_cells, total.uncopied_cells, total.digests,
-        total.stalls);
+        counted(summary.ranks, "rank"), bytes_in_words(total.direct_bytes),
+        bytes_in_words(total.cached_bytes), total.requests, total.pieces, total.retries,
+        total.copied_cells, total.uncopied_cells, total.digests, total.stalls);
     if (summary.ranks > 1)
         out += row("", summary.ranks, "min", "median", "max", "rank");
     const auto add_row = [&](const std::string& heading, const RankSpread& spread,
@@ -125,11 +124,11 @@ std::string to_text(const RankSummary& summary) {
 }
 
 std::string to_text(const SaveReport& report) {
-    std::string out =
-        fmt::format("{}: {} of tensors in {} file(s), {}; prepare {:.3f} s, commit {:.3f} s\n",
-                    escaped(report.path), plan::bytes_in_words(report.tensor_bytes), report.files,
-                    report.replaced ? "in place of an older checkpoint" : "new",
-                    report.prepare_seconds, report.commit_seconds);
+    std::string out = fmt::format(
+        "{}: {} of tensors in {}, {}; prepare {:.3f} s, commit {:.3f} s\n", escaped(report.path),
+        plan::bytes_in_words(report.tensor_bytes), plan::counted(report.files, "file"),
+        report.replaced ? "in place of an older checkpoint" : "new", report.prepare_seconds,
+        report.commit_seconds);
     if (!report.ranks.empty())
         out += to_text(summarise(report.ranks));
     for (const std::string& note : report.notes)

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 
 #include <fmt/format.h>
 
@@ -28,6 +29,11 @@ inline std::string in_words(const Shape& shape) {
 /// "[2, 3] at [0, 6]"
 inline std::string in_words(const ChunkStorageMetadata& box) {
     return in_words(box.sizes) + " at " + in_words(box.offsets);
+}
+
+/// "1 file", "2 files"
+inline std::string counted(std::uint64_t number, std::string_view thing) {
+    return fmt::format("{} {}{}", number, thing, number == 1 ? "" : "s");
 }
 
 /// "rank 3", "ranks 0-2, 5": numbers that rise.

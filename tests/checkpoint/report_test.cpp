@@ -143,7 +143,7 @@ TEST_F(Reports, TellOfEveryRank) {
     EXPECT_GE(total.direct_bytes + total.cached_bytes, report->tensor_bytes);
     EXPECT_EQ(summarise(report->ranks).total, total);
     const std::string text = to_text(*report);
-    EXPECT_TRUE(text.starts_with("/ckpt/step: 44.1 KiB of tensors in 1 file(s), new; prepare "))
+    EXPECT_TRUE(text.starts_with("/ckpt/step: 44.1 KiB of tensors in 1 file, new; prepare "))
         << text;
     EXPECT_TRUE(text.contains("\nsimulated       ranks 0-2: a simulated disk\n")) << text;
 }

@@ -120,7 +120,7 @@ def test_the_coordinator_is_told_of_every_rank(tmp_path, way):
     assert noted == (first.backend == "io_uring")
 
     text = str(report)
-    assert re.match(rf"{tmp_path}/c: 156.3 KiB of tensors in 1 file\(s\), new; prepare .*\n2 ranks: ", text)
+    assert re.match(rf"{tmp_path}/c: 156.3 KiB of tensors in 1 file, new; prepare .*\n2 ranks: ", text)
     assert f"\nthreads         rank 1: {second.reason}\n" in text
     assert json.loads(json.dumps(report.to_dict()))["ranks"][1]["work"] == second.work.to_dict()
     assert pickle.loads(pickle.dumps(report)) == report

@@ -209,8 +209,8 @@ void print_row(const char* what, const Cost& cost, std::uint64_t bytes) {
 
 void print_text(const Arguments& arguments, const BenchReport& report) {
     const SaveReport& save = report.save;
-    fmt::print("model    {} in {} bf16 tensors, {} rank(s), sharded along dimension {}\n",
-               format_bytes(save.tensor_bytes), report.tensors, arguments.ranks,
+    fmt::print("model    {} in {} bf16 tensors, {}, sharded along dimension {}\n",
+               format_bytes(save.tensor_bytes), report.tensors, counted(arguments.ranks, "rank"),
                arguments.shard_dimension);
     fmt::print("backend  {}: {}\n", name(save.reactor.backend), save.reactor.reason);
     fmt::print("disk     {}, O_DIRECT {}\n", save.file_system.type,

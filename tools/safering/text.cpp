@@ -8,8 +8,6 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "plan/text.hpp"
-
 namespace safering::tools {
 
 std::optional<std::uint64_t> parse_bytes(std::string_view text) {

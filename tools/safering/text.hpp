@@ -9,6 +9,8 @@
 
 #include <safering/tensor.hpp>
 
+#include "plan/text.hpp"
+
 namespace safering::tools {
 
 /// "4096", "5GB" (decimal), "1.5GiB" (binary), any case, blanks before the suffix allowed; a suffix
@@ -19,6 +21,8 @@ std::optional<std::uint64_t> parse_bytes(std::string_view text);
 std::string format_bytes(std::uint64_t bytes);
 /// "[32000, 4096]"
 std::string format_shape(const Shape& shape);
+/// "1 file", "2 files"
+using plan::counted;
 double gib_per_second(std::uint64_t bytes, std::chrono::duration<double> time);
 
 } // namespace safering::tools
