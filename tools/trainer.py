@@ -18,11 +18,22 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import pathlib
+import shlex
 import signal
 import socket
 import sys
 
-import torch
+try:
+    import torch
+
+    import safering.torch
+except ModuleNotFoundError as absent:
+    print(
+        f"{sys.argv[0]}: no module named {absent.name!r} here; type: "
+        f"tools/setup python torch numpy safetensors && .venv/bin/python {shlex.join(sys.argv)}",
+        file=sys.stderr,
+    )
+    sys.exit(2)
 import torch._dynamo  # The first DTensor imports it: once here, and not in every rank.
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -38,7 +49,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn import functional
 
-import safering
 from safering.torch import AsyncSaver, HuggingFaceStorageReader, PendingSave, SaveLimits
 
 VOCABULARY, LENGTH, BATCH = 32, 24, 12

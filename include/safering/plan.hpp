@@ -15,6 +15,7 @@
 #include <boost/container/small_vector.hpp>
 
 #include <safering/byte_range.hpp>
+#include <safering/rank_report.hpp>
 #include <safering/tensor.hpp>
 #include <safering/tensor_name.hpp>
 
@@ -238,6 +239,10 @@ struct WriteResults {
     std::vector<WriteResult> items{};
     std::vector<ExchangedPiece> pieces{};
     ExchangeReport exchange{};
+    /// What it did for that, and what carried its requests and why: its RankReport.
+    WorkReport work{};
+    BackendKind backend = BackendKind::threads;
+    std::string reason{};
 
     friend bool operator==(const WriteResults&, const WriteResults&) = default;
 };

@@ -27,6 +27,7 @@
 #include <boost/asio/use_future.hpp>
 #include <boost/system/error_code.hpp>
 
+#include <safering/backend_kind.hpp>
 #include <safering/request.hpp>
 
 namespace safering {
@@ -41,9 +42,6 @@ inline boost::system::error_code to_boost(std::error_code error) {
         return {error.value(), boost::system::system_category()};
     return error;
 }
-
-enum class BackendKind : std::uint8_t { io_uring, threads, simulated };
-SAFERING_API std::string_view name(BackendKind kind);
 
 enum class BackendChoice : std::uint8_t {
     automatic, ///< io_uring where the kernel grants it, else threads

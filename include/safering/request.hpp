@@ -79,6 +79,8 @@ struct Completion {
     std::uint64_t result = 0;
     /// open with Caching::direct: whether the file system granted it.
     bool direct = false;
+    /// Attempts beyond the first: what came back short, interrupted or busy was tried again.
+    unsigned retries = 0;
     /// open and stat.
     FileStatus status{};
     /// list.

@@ -79,11 +79,16 @@ struct SaveReport {
     double prepare_seconds = 0;
     double commit_seconds = 0;
     WorkReport work{};
+    /// What each rank did, by rank, as its results told; summarise() finds the slowest. Only where it was committed.
+    std::vector<RankReport> ranks{};
     ReactorInfo reactor;
     FileSystemInfo file_system;
     /// What did not go the fast way and why; leftovers that could not be cleaned away.
     std::vector<std::string> notes;
 };
+
+/// For people: what was saved, RankSummary's table, the notes. Lines that end in \n.
+SAFERING_API std::string to_text(const SaveReport& report);
 
 class SAFERING_API HuggingFaceStorageWriter {
   public:

@@ -32,6 +32,8 @@ struct WorkReport {
     std::uint64_t requests = 0;
     std::uint64_t pieces = 0;
     std::uint64_t most_in_flight = 0;
+    /// Attempts at requests beyond the first: what came back short, interrupted or busy.
+    std::uint64_t retries = 0;
     /// Bytes of the requests: past the page cache, and through it.
     std::uint64_t direct_bytes = 0;
     std::uint64_t cached_bytes = 0;
@@ -41,25 +43,34 @@ struct WorkReport {
     /// Digests that were taken.
     std::uint64_t digests = 0;
 
+    /// Calls visit(name, pointer to member) for every field, in the order above.
+    template <typename Visit>
+    static constexpr void each_field(Visit visit) {
+        visit("seconds", &WorkReport::seconds);
+        visit("plan_seconds", &WorkReport::plan_seconds);
+        visit("transfer_seconds", &WorkReport::transfer_seconds);
+        visit("stall_seconds", &WorkReport::stall_seconds);
+        visit("stalls", &WorkReport::stalls);
+        visit("copy_seconds", &WorkReport::copy_seconds);
+        visit("verify_seconds", &WorkReport::verify_seconds);
+        visit("pause_seconds", &WorkReport::pause_seconds);
+        visit("flush_seconds", &WorkReport::flush_seconds);
+        visit("requests", &WorkReport::requests);
+        visit("pieces", &WorkReport::pieces);
+        visit("most_in_flight", &WorkReport::most_in_flight);
+        visit("retries", &WorkReport::retries);
+        visit("direct_bytes", &WorkReport::direct_bytes);
+        visit("cached_bytes", &WorkReport::cached_bytes);
+        visit("copied_cells", &WorkReport::copied_cells);
+        visit("uncopied_cells", &WorkReport::uncopied_cells);
+        visit("digests", &WorkReport::digests);
+    }
+
     /// One after the other: sums, and the larger of the depths.
     WorkReport& operator+=(const WorkReport& other) {
-        seconds += other.seconds;
-        plan_seconds += other.plan_seconds;
-        transfer_seconds += other.transfer_seconds;
-        stall_seconds += other.stall_seconds;
-        stalls += other.stalls;
-        copy_seconds += other.copy_seconds;
-        verify_seconds += other.verify_seconds;
-        pause_seconds += other.pause_seconds;
-        flush_seconds += other.flush_seconds;
-        requests += other.requests;
-        pieces += other.pieces;
-        most_in_flight = std::max(most_in_flight, other.most_in_flight);
-        direct_bytes += other.direct_bytes;
-        cached_bytes += other.cached_bytes;
-        copied_cells += other.copied_cells;
-        uncopied_cells += other.uncopied_cells;
-        digests += other.digests;
+        const std::uint64_t deepest = std::max(most_in_flight, other.most_in_flight);
+        each_field([&](const char*, auto field) { this->*field += other.*field; });
+        most_in_flight = deepest;
         return *this;
     }
     friend bool operator==(const WorkReport&, const WorkReport&) = default;

@@ -221,7 +221,7 @@ void CellPipeline::end_transfer(const std::shared_ptr<Cell>& cell, ByteRange ran
         fail(to_error({.op = op_, .length = range.size(), .offset = range.begin}, completion,
                       files_[cell->file].path));
     --in_flight_;
-    meter_.ended();
+    meter_.ended(completion.retries);
     if (--cell->transfers_left != 0)
         return;
     if (!error_ && cell->submitted < cell->transfers.size()) {

@@ -116,6 +116,9 @@ std::string to_text(const Counters& of) {
     }
     text.both("requests_total", "Requests to the disk.", of,
               [](const Jobs& jobs) { return jobs.work.requests; });
+    text.both("retries_total",
+              "Attempts at requests beyond the first: what came back short, interrupted or busy.",
+              of, [](const Jobs& jobs) { return jobs.work.retries; });
     text.both("stalls_total", "Times that the disk had nothing to do although there was more.", of,
               [](const Jobs& jobs) { return jobs.work.stalls; });
     text.one("loaded_bytes_total", "Bytes of tensors loaded.", of.loaded_bytes);

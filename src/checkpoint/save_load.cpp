@@ -118,6 +118,7 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
                       .replaced = !existing.error,
                       .commit_seconds = commit_seconds,
                       .work = work,
+                      .ranks = {{0, work, reactor.info().backend, reactor.info().reason}},
                       .reactor = reactor.info(),
                       .file_system = *file_system,
                       .notes = environment_notes(*file_system)};

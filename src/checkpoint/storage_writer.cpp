@@ -23,6 +23,7 @@
 #include "io/trace.hpp"
 #include "plan/exchange_plan.hpp"
 #include "plan/layout.hpp"
+#include "plan/text.hpp"
 
 namespace safering {
 
@@ -78,6 +79,20 @@ void add_exchange(SaveReport& report, const std::vector<WriteResults>& results) 
     }
     if (reason != nullptr)
         report.notes.push_back("ranks exchanged through shared memory: " + *reason);
+}
+
+// A rank that went another way than most may be the one that the others wait for.
+void add_ranks(SaveReport& report, std::vector<WriteResults> results) {
+    for (WriteResults& result : results)
+        report.ranks.push_back(
+            {result.rank, result.work, result.backend, std::move(result.reason)});
+    std::ranges::sort(report.ranks, {}, &RankReport::rank);
+    const RankSummary summary = summarise(report.ranks);
+    for (const BackendRanks& one : summary.backends)
+        if (const BackendKind usual = summary.backends.front().backend; one.backend != usual)
+            report.notes.push_back(fmt::format("{} wrote by {}, not {} as most: {}",
+                                               plan::ranks_in_words(one.ranks), name(one.backend),
+                                               name(usual), one.reason));
 }
 
 // A full file has no place for a byte that nobody writes, and shards with a hole would load no more.
@@ -154,7 +169,7 @@ struct HuggingFaceStorageWriter::Impl {
     }
 
     Result<SaveReport> finish(std::vector<WriteResults> results);
-    Result<SaveReport> finish_alone();
+    Result<SaveReport> finish_alone(std::vector<WriteResults> results);
     Result<std::shared_ptr<WriteJob>> make_job(const SavePlan& plan, SavePlanner& planner);
 
     Result<void> abort() {
@@ -369,7 +384,7 @@ Result<std::shared_ptr<WriteJob>> HuggingFaceStorageWriter::Impl::make_job(const
 }
 
 // The attempt's directory is left empty, and removed with what an earlier attempt of this rank left.
-Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone() {
+Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone(std::vector<WriteResults> results) {
     Reactor& running = *reactor.value();
     if (auto done = commit_part(running, target, attempt->directory, attempt->files); !done)
         return std::unexpected(std::move(done.error()));
@@ -384,6 +399,9 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone() {
         report.notes.push_back(removed.error().message());
     std::ranges::move(remove_older_attempts(running, attempt_base(), report.attempt),
                       std::back_inserter(report.notes));
+    for (WriteResults& result : results) // of the plan, there is one
+        result.rank = options.alone->rank;
+    add_ranks(report, std::move(results));
     return report;
 }
 
@@ -426,7 +444,7 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::finish(std::vector<WriteResul
     if (!manifest)
         return give_up(std::move(manifest.error()));
     if (options.alone) {
-        auto report = finish_alone();
+        auto report = finish_alone(std::move(results));
         return report ? report : give_up(std::move(report.error()));
     }
     CommitInput input{.target = target,
@@ -455,6 +473,7 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::finish(std::vector<WriteResul
     if (outcome.error)
         return give_up(std::move(*outcome.error));
     std::ranges::move(outcome.notes, std::back_inserter(report.notes));
+    add_ranks(report, std::move(results));
     return report;
 }
 

@@ -52,7 +52,8 @@ class WorkMeter {
         in_flight_ += requests;
         report_.most_in_flight = std::max(report_.most_in_flight, in_flight_);
     }
-    void ended() {
+    void ended(unsigned retries = 0) {
+        report_.retries += retries;
         if (--in_flight_ == 0)
             last_ = Clock::now();
     }

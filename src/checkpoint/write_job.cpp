@@ -381,7 +381,10 @@ void WriteJob::deliver() {
     }
     items_.clear(); // the owners' memory is free before the caller hears of it
     interval_.end();
-    const WorkReport work = meter_.report();
+    results_.work = meter_.report();
+    results_.backend = reactor_.info().backend;
+    results_.reason = reactor_.info().reason;
+    const WorkReport work = results_.work;
     metrics::add_write(work, error_ ? metrics::Outcome::failed : metrics::Outcome::good);
     if (on_work_)
         on_work_(work);

@@ -35,6 +35,7 @@ struct Operation {
     /// Bytes moved by all attempts, and how often in a row nothing moved.
     std::uint64_t moved = 0;
     unsigned idle = 0;
+    unsigned retries = 0;
 };
 
 /// All functions run on the reactor's thread unless they say otherwise; none

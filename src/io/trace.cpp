@@ -1,5 +1,6 @@
 #include "io/trace.hpp"
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <cstdlib>
@@ -8,11 +9,11 @@
 #include <memory>
 #include <mutex>
 #include <system_error>
+#include <utility>
 
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
-#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -21,6 +22,28 @@ namespace safering::trace {
 namespace {
 
 constexpr std::size_t flush_bytes = std::size_t{64} << 10;
+
+// Between two events, and after the last one of all.
+constexpr std::string_view separator = ",\n", end = "\n]\n";
+
+// Locks of the open file, which the kernel lets go when its process ends in whatever way. The bytes need not be there.
+enum class Lock : off_t {
+    turn, ///< held by who looks at the end of the file and adds to it as that is
+    use,  ///< shared by all processes that still add events; whoever has it alone is the last
+};
+
+bool set_lock(int file, Lock which, short kind, int command) {
+    struct flock wanted{};
+    wanted.l_type = kind;
+    wanted.l_whence = SEEK_SET;
+    wanted.l_start = static_cast<off_t>(which);
+    wanted.l_len = 1;
+    int done = 0;
+    do
+        done = ::fcntl(file, command, &wanted);
+    while (done != 0 && errno == EINTR);
+    return done == 0;
+}
 
 std::string json_text(std::string_view text) {
     using nlohmann::json;
@@ -41,17 +64,37 @@ class File {
             ::close(file_);
     }
 
-    void append(std::string_view line) {
+    void append(std::string_view event) {
         const std::lock_guard lock(mutex_);
         if (file_ < 0)
             return;
-        text_ += line;
+        text_ += separator;
+        text_ += event;
         if (text_.size() >= flush_bytes)
             write_out();
     }
     void flush() {
         const std::lock_guard lock(mutex_);
         write_out();
+    }
+    /// At the end of the process; the last one of those that share the file closes the bracket. What threads
+    /// append later is lost.
+    void close() {
+        const std::lock_guard lock(mutex_);
+        write_out();
+        if (file_ < 0)
+            return;
+        if (set_lock(file_, Lock::turn, F_WRLCK, F_OFD_SETLKW) &&
+            set_lock(file_, Lock::use, F_WRLCK, F_OFD_SETLK)) {
+            text_ = end;
+            write_out();
+        }
+        if (file_ < 0)
+            return;
+        // Closing alone would not do where a forked child has the file too.
+        for (const Lock held : {Lock::use, Lock::turn})
+            set_lock(file_, held, F_UNLCK, F_OFD_SETLK);
+        ::close(std::exchange(file_, -1));
     }
     std::string problem() {
         const std::lock_guard lock(mutex_);
@@ -77,21 +120,28 @@ class File {
 
   private:
     void open() {
-        file_ = ::open(path_.c_str(), O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
+        file_ = ::open(path_.c_str(), O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC, 0644);
         if (file_ < 0)
             return give_up("open");
-        // The closing bracket is optional in this format, and the opening one whoever comes first writes.
-        struct stat status{};
-        if (::flock(file_, LOCK_EX) != 0 || ::fstat(file_, &status) != 0)
+        if (!set_lock(file_, Lock::turn, F_WRLCK, F_OFD_SETLKW) ||
+            !set_lock(file_, Lock::use, F_RDLCK, F_OFD_SETLKW))
             return give_up("lock");
-        if (status.st_size == 0)
-            text_ = "[\n";
+        // The closing bracket is optional in this format: a process that is killed leaves none.
+        struct stat status{};
+        std::array<char, end.size()> last{};
+        if (::fstat(file_, &status) != 0)
+            return give_up("stat");
+        const off_t closed = status.st_size - static_cast<off_t>(end.size());
+        if (closed > 0 && ::pread(file_, last.data(), last.size(), closed) >= 0 &&
+            std::string_view(last.data(), last.size()) == end && ::ftruncate(file_, closed) != 0)
+            return give_up("truncate");
+        text_ = status.st_size == 0 ? "[\n" : separator;
         text_ += fmt::format(
-            R"({{"ph":"M","pid":{},"tid":0,"name":"process_name","args":{{"name":"safering, process {}"}}}},)"
-            "\n",
+            R"({{"ph":"M","pid":{},"tid":0,"name":"process_name","args":{{"name":"safering, process {}"}}}})",
             process_, process_);
         write_out();
-        ::flock(file_, LOCK_UN);
+        if (file_ >= 0)
+            set_lock(file_, Lock::turn, F_UNLCK, F_OFD_SETLK);
     }
     void write_out() {
         for (std::string_view left = text_; file_ >= 0 && !left.empty();) {
@@ -123,16 +173,22 @@ class File {
     std::uint64_t ids_ = 0;
 };
 
+std::atomic<File*>& current_file() {
+    static std::atomic<File*> current = nullptr;
+    return current;
+}
+void close_at_exit();
+
 // Never destroyed, as threads of reactors may outlive statics. A forked child begins with one of its own: the parent's
 // may be locked for ever.
 File* file() {
     static const std::string path = [] {
         const char* asked = std::getenv("SAFERING_TRACE");
         if (asked != nullptr && *asked != '\0')
-            std::atexit(flush);
+            std::atexit(close_at_exit);
         return std::string(asked == nullptr ? "" : asked);
     }();
-    static std::atomic<File*> current = nullptr;
+    std::atomic<File*>& current = current_file();
     if (path.empty())
         return nullptr;
     File* found = current.load();
@@ -142,17 +198,22 @@ File* file() {
     return current.compare_exchange_strong(found, made.get()) ? made.release() : found;
 }
 
+// A forked child that traced nothing has nothing to close.
+void close_at_exit() {
+    File* own = current_file().load();
+    if (own != nullptr && own->process() == ::getpid())
+        own->close();
+}
+
 void append_async(std::string_view category, std::string_view name, std::int64_t begun_ns,
                   std::int64_t ended_ns, const std::string& arguments) {
     File& out = *file();
     const std::string head =
         fmt::format(R"("cat":"{}","id":{},"pid":{},"tid":{},"name":{})", category, out.next_id(),
                     out.process(), ::gettid(), json_text(name));
-    out.append(fmt::format(R"({{"ph":"b",{},"ts":{:.3f},"args":{{{}}}}},)"
-                           "\n"
-                           R"({{"ph":"e",{},"ts":{:.3f}}},)"
-                           "\n",
-                           head, microseconds(begun_ns), arguments, head, microseconds(ended_ns)));
+    out.append(fmt::format(R"({{"ph":"b",{},"ts":{:.3f},"args":{{{}}}}})", head,
+                           microseconds(begun_ns), arguments));
+    out.append(fmt::format(R"({{"ph":"e",{},"ts":{:.3f}}})", head, microseconds(ended_ns)));
 }
 
 } // namespace
@@ -174,8 +235,7 @@ Span::~Span() {
         return;
     const std::string bytes = bytes_ == 0 ? std::string() : fmt::format(R"("bytes":{})", bytes_);
     file()->append(fmt::format(
-        R"({{"ph":"X","pid":{},"tid":{},"name":{},"ts":{:.3f},"dur":{:.3f},"args":{{{}}}}},)"
-        "\n",
+        R"({{"ph":"X","pid":{},"tid":{},"name":{},"ts":{:.3f},"dur":{:.3f},"args":{{{}}}}})",
         file()->process(), ::gettid(), json_text(name_), microseconds(begun_ns_),
         microseconds(now_ns() - begun_ns_), bytes));
 }

@@ -1,8 +1,9 @@
 // What happens when, as a Chrome trace (JSON array format) that Perfetto and chrome://tracing open. On where the
 // environment variable SAFERING_TRACE names a file; costs one test of a flag where it is not set.
 //
-// Events are appended in whole lines, so that all ranks of a host can name the same file: times are of the host's
-// monotonic clock, and each process has a track of its own.
+// Events are appended whole, so that all ranks of a host can name the same file: times are of the host's monotonic
+// clock, and each process has a track of its own. When the last of them ends normally the file is one JSON value; after
+// a kill it lacks its closing bracket, which the format allows, until a later run adds to it and closes it.
 #pragma once
 
 #include <cstdint>
@@ -54,7 +55,7 @@ class Interval {
 
 /// A request that the backend had from `begun_ns` until now.
 void add(const Request& request, const Completion& completion, std::int64_t begun_ns);
-/// Writes what is gathered. Also done now and then, and at the end of the process.
+/// Writes what is gathered. Also done now and then, and at the end of the process, which ends the trace.
 void flush();
 /// Adds why there is no trace, where one was asked for and could not be written.
 void add_problem(std::vector<std::string>& notes);

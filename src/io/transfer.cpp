@@ -41,10 +41,15 @@ void aim(Operation& operation, std::uint64_t position) {
     operation.completion = {};
 }
 
+NextStep finish(Operation& operation) {
+    operation.completion.retries = operation.retries;
+    return NextStep::finish;
+}
+
 NextStep finish(Operation& operation, std::error_code error) {
     operation.completion.error = error;
     operation.completion.result = operation.moved;
-    return NextStep::finish;
+    return finish(operation);
 }
 
 NextStep next_transfer_step(Operation& operation, const std::function<std::uint64_t()>& alignment) {
@@ -67,6 +72,8 @@ NextStep next_transfer_step(Operation& operation, const std::function<std::uint6
     if (operation.idle > most_idle)
         return finish(operation, Errc::io_no_progress);
 
+    if (!whole)
+        ++operation.retries;
     // A resumed direct transfer must start on a block again: the part of a block that did move is
     // moved a second time.
     const std::uint64_t at = round_down(request.offset + operation.moved, alignment());
@@ -90,17 +97,18 @@ NextStep next_step(Operation& operation, const std::function<std::uint64_t()>& a
     const std::error_code error = operation.completion.error;
     const bool transfer = is_transfer(operation.request.op);
     if (!error)
-        return transfer ? next_transfer_step(operation, alignment) : NextStep::finish;
+        return transfer ? next_transfer_step(operation, alignment) : finish(operation);
     const bool interrupted = error == std::errc::interrupted;
     const bool busy = error == std::errc::resource_unavailable_try_again;
     if ((interrupted || busy) && may_repeat(operation.request) && operation.idle < most_idle) {
         ++operation.idle;
+        ++operation.retries;
         operation.completion = {};
         return busy ? NextStep::later : NextStep::again;
     }
     if (transfer)
         operation.completion.result = operation.moved;
-    return NextStep::finish;
+    return finish(operation);
 }
 
 std::chrono::milliseconds pause(const Operation& operation) {

@@ -12,7 +12,7 @@ namespace {
 
 constexpr std::array<char, 4> magic{'S', 'F', 'R', 'G'};
 // Raised with every change of what follows; there is no reading of other versions.
-constexpr std::uint8_t version = 2;
+constexpr std::uint8_t version = 3;
 constexpr std::size_t checksum_bytes = 8;
 
 // Also what a copy of the other byte order does, so that the bytes are the same on every host.

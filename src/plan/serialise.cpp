@@ -4,8 +4,11 @@
 #include <safering/plan.hpp>
 
 #include <algorithm>
+#include <cmath>
+#include <type_traits>
 
 #include "plan/plan_codec.hpp"
+#include "utf8.hpp"
 
 namespace safering {
 
@@ -233,6 +236,45 @@ void put(ByteWriter& out, const ExchangedPiece& piece) {
     out.fixed(piece.digest);
 }
 
+// Nobody times anything for 35 years; below it microseconds come back as they were.
+constexpr std::uint64_t most_microseconds = std::uint64_t{1} << 50;
+
+void put(ByteWriter& out, const WorkReport& work) {
+    WorkReport::each_field([&]<typename Field>(const char*, Field WorkReport::* field) {
+        if constexpr (std::is_floating_point_v<Field>)
+            out.number(static_cast<std::uint64_t>(std::llround(
+                std::clamp(work.*field * 1e6, 0.0, static_cast<double>(most_microseconds)))));
+        else
+            out.number(work.*field);
+    });
+}
+
+WorkReport take_work(ByteReader& in) {
+    WorkReport work;
+    WorkReport::each_field([&]<typename Field>(const char*, Field WorkReport::* field) {
+        if constexpr (std::is_floating_point_v<Field>)
+            work.*field = static_cast<double>(in.number_up_to(most_microseconds)) / 1e6;
+        else
+            work.*field = in.number();
+    });
+    return work;
+}
+
+// A reason, which is shown to people.
+std::string take_words(ByteReader& in) {
+    std::string words = in.text();
+    if (find_invalid_utf8(words) != std::string::npos)
+        in.refuse("a reason is not UTF-8");
+    return words;
+}
+
+BackendKind take_backend(ByteReader& in) {
+    const std::uint8_t backend = in.byte();
+    if (backend > static_cast<std::uint8_t>(BackendKind::simulated))
+        in.refuse("unknown backend");
+    return static_cast<BackendKind>(backend);
+}
+
 ExchangedPiece take_piece(ByteReader& in) {
     ExchangedPiece piece;
     piece.rank = in.number32();
@@ -316,6 +358,9 @@ std::vector<std::byte> to_bytes(const WriteResults& results) {
     out.number(results.exchange.process_memory_bytes);
     out.number(results.exchange.shared_memory_bytes);
     out.text(results.exchange.reason);
+    put(out, results.work);
+    out.byte(static_cast<std::uint8_t>(results.backend));
+    out.text(results.reason);
     return std::move(out).finish();
 }
 
@@ -329,7 +374,10 @@ Result<WriteResults> write_results_from_bytes(std::span<const std::byte> bytes) 
     results.pieces = take_list(in, 11, [&] { return take_piece(in); });
     results.exchange.process_memory_bytes = in.number();
     results.exchange.shared_memory_bytes = in.number();
-    results.exchange.reason = in.text();
+    results.exchange.reason = take_words(in);
+    results.work = take_work(in);
+    results.backend = take_backend(in);
+    results.reason = take_words(in);
     return finish(in, std::move(results));
 }
 

@@ -123,6 +123,9 @@ class Writer {
         for (std::size_t i = 0; i < positions_.size(); ++i)
             written_->items[positions_[i]] = std::move(part.items[i]);
         written_->attempt = std::move(part.attempt);
+        written_->work += part.work;
+        written_->backend = part.backend;
+        written_->reason = std::move(part.reason);
         written_->files = std::move(part.files);
         if (!part.pieces.empty())
             written_->pieces = std::move(part.pieces);
@@ -195,6 +198,50 @@ py::list describe(const py::bytes& packed) {
 
 } // namespace
 
+namespace {
+
+py::list to_list(const std::vector<RankReport>& ranks) {
+    py::list out;
+    for (const RankReport& rank : ranks) {
+        py::dict one;
+        one["rank"] = rank.rank;
+        one["work"] = to_dict(rank.work);
+        one["backend"] = name(rank.backend);
+        one["reason"] = rank.reason;
+        out.append(one);
+    }
+    return out;
+}
+
+py::object summary_of(const std::vector<RankReport>& all) {
+    if (all.empty())
+        return py::none();
+    const RankSummary summary = summarise(all);
+    py::dict out, spreads;
+    for (const RankSpread& spread : summary.spreads) {
+        py::dict one;
+        one["min"] = spread.min;
+        one["median"] = spread.median;
+        one["max"] = spread.max;
+        one["max_rank"] = spread.max_rank;
+        spreads[py::str(spread.field)] = one;
+    }
+    py::list backends;
+    for (const BackendRanks& ranks : summary.backends) {
+        py::dict one;
+        one["backend"] = name(ranks.backend);
+        one["reason"] = ranks.reason;
+        one["ranks"] = ranks.ranks;
+        backends.append(one);
+    }
+    out["total"] = to_dict(summary.total);
+    out["spreads"] = spreads;
+    out["backends"] = backends;
+    return out;
+}
+
+} // namespace
+
 py::dict to_dict(const SaveReport& report) {
     py::dict out;
     out["path"] = to_path(report.path);
@@ -207,6 +254,9 @@ py::dict to_dict(const SaveReport& report) {
     out["prepare_seconds"] = report.prepare_seconds;
     out["commit_seconds"] = report.commit_seconds;
     out["work"] = to_dict(report.work);
+    out["ranks"] = to_list(report.ranks);
+    out["summary"] = summary_of(report.ranks);
+    out["text"] = to_text(report);
     out["file_system"] = report.file_system.type;
     out["notes"] = report.notes;
     for (const auto& [key, value] : to_dict(report.reactor))
@@ -216,23 +266,7 @@ py::dict to_dict(const SaveReport& report) {
 
 py::dict to_dict(const WorkReport& work) {
     py::dict out;
-    out["seconds"] = work.seconds;
-    out["plan_seconds"] = work.plan_seconds;
-    out["transfer_seconds"] = work.transfer_seconds;
-    out["stall_seconds"] = work.stall_seconds;
-    out["stalls"] = work.stalls;
-    out["copy_seconds"] = work.copy_seconds;
-    out["verify_seconds"] = work.verify_seconds;
-    out["pause_seconds"] = work.pause_seconds;
-    out["flush_seconds"] = work.flush_seconds;
-    out["requests"] = work.requests;
-    out["pieces"] = work.pieces;
-    out["most_in_flight"] = work.most_in_flight;
-    out["direct_bytes"] = work.direct_bytes;
-    out["cached_bytes"] = work.cached_bytes;
-    out["copied_cells"] = work.copied_cells;
-    out["uncopied_cells"] = work.uncopied_cells;
-    out["digests"] = work.digests;
+    WorkReport::each_field([&](const char* name, auto field) { out[name] = work.*field; });
     return out;
 }
 

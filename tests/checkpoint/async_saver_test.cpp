@@ -513,6 +513,10 @@ TEST_F(TwoRanks, BothLearnOfTheSave) {
     const SaveReport first = futures[0].get(), second = futures[1].get();
     EXPECT_EQ(first.attempt, second.attempt);
     EXPECT_EQ(first.tensor_bytes, second.tensor_bytes);
+    ASSERT_EQ(first.ranks.size(), 2u);
+    EXPECT_EQ(first.ranks[1].rank, 1u);
+    EXPECT_EQ(first.ranks[1].work.requests, second.work.requests);
+    EXPECT_TRUE(second.ranks.empty());
     EXPECT_EQ(differs(model), "");
 }
 

@@ -3,6 +3,7 @@
 #include <sstream>
 
 #include <safering/metrics.hpp>
+#include <safering/save_load.hpp>
 
 #include "checkpoint/work_meter.hpp"
 #include "disk_fixture.hpp"
@@ -72,6 +73,22 @@ TEST_F(Reports, OfASaveAddUp) {
     EXPECT_EQ(risen(before, "loaded_bytes_total"), 0);
 }
 
+TEST_F(Reports, CountWhatWasTriedAgain) {
+    const auto before = samples();
+    const auto whole = save_model(small_model(1), {1, 0});
+    ASSERT_TRUE(whole) << whole.error().message();
+    EXPECT_EQ(whole->work.retries, 0u);
+    std::uint64_t retries = 0;
+    for (std::uint64_t seed = 1; seed <= 8; ++seed) {
+        disk->shorten_transfers(seed);
+        const auto shortened = save_model(small_model(1), {1, 0});
+        ASSERT_TRUE(shortened) << shortened.error().message();
+        retries += shortened->work.retries;
+    }
+    EXPECT_GT(retries, 0u);
+    EXPECT_EQ(risen(before, "retries_total{direction=\"write\"}"), retries);
+}
+
 TEST_F(Reports, OfALoadAddUp) {
     const Model model = small_model(1);
     ASSERT_TRUE(save_model(model, {2, 0}));
@@ -108,6 +125,129 @@ TEST_F(Reports, OfALoadAddUp) {
     EXPECT_EQ(risen(before, "digest_mismatches_total"), 0);
 }
 
+TEST_F(Reports, TellOfEveryRank) {
+    const Model model = small_model(1);
+    const auto report = save_model(model, {3, 0});
+    ASSERT_TRUE(report) << report.error().message();
+    ASSERT_EQ(report->ranks.size(), 3u);
+    WorkReport total;
+    for (std::uint32_t rank = 0; rank < 3; ++rank) {
+        EXPECT_EQ(report->ranks[rank].rank, rank);
+        EXPECT_EQ(report->ranks[rank].backend, BackendKind::simulated);
+        EXPECT_EQ(report->ranks[rank].reason, reactor->info().reason);
+        EXPECT_GT(report->ranks[rank].work.requests, 0u);
+        total += report->ranks[rank].work;
+    }
+    EXPECT_EQ(report->ranks[0].work.requests, report->work.requests);
+    EXPECT_NEAR(report->ranks[0].work.seconds, report->work.seconds, 1e-6);
+    EXPECT_GE(total.direct_bytes + total.cached_bytes, report->tensor_bytes);
+    EXPECT_EQ(summarise(report->ranks).total, total);
+    const std::string text = to_text(*report);
+    EXPECT_TRUE(text.starts_with("/ckpt/step: 44.1 KiB of tensors in 1 file, new; prepare "))
+        << text;
+    EXPECT_TRUE(text.contains("\nsimulated       ranks 0-2: a simulated disk\n")) << text;
+}
+
+TEST_F(Reports, OfOneFileAndOfARankAloneAreOneRanks) {
+    const Model model = small_model(1);
+    const Rank rank = cut(model, {1, 0}, 0);
+    const auto saved =
+        save_file("/ckpt/one.safetensors", std::vector<NamedTensor>{{"a", rank.tensors[0].data}},
+                  {}, reactor);
+    ASSERT_EQ(saved.ranks.size(), 1u);
+    EXPECT_EQ(saved.ranks[0].work, saved.work);
+    WriterOptions options;
+    options.layout = FileLayout::sharded;
+    options.alone = RankOf{3, 4};
+    const auto alone = save_model(model, {1, 0}, options);
+    ASSERT_TRUE(alone) << alone.error().message();
+    ASSERT_EQ(alone->ranks.size(), 1u);
+    EXPECT_EQ(alone->ranks[0].rank, 3u);
+}
+
+// Of what the others told, only a rank's backend and its reason are not what the disk's tests see.
+TEST_F(Reports, NoteARankThatWentAnotherWay) {
+    const Model model = small_model(1);
+    std::vector<Rank> ranks;
+    std::vector<SavePlan> plans;
+    std::vector<std::unique_ptr<DefaultSavePlanner>> planners;
+    HuggingFaceStorageWriter writer(path, {}, reactor);
+    for (std::uint32_t rank = 0; rank < 3; ++rank) {
+        ranks.push_back(cut(model, {3, 0}, rank));
+        planners.push_back(std::make_unique<DefaultSavePlanner>(ranks.back().tensors, rank));
+        plans.push_back(planners.back()->create_local_plan());
+    }
+    auto global = create_global_plan(std::move(plans));
+    ASSERT_TRUE(global);
+    auto prepared = writer.prepare_global_plan(std::move(global->plans));
+    ASSERT_TRUE(prepared);
+    std::vector<WriteResults> results;
+    for (std::uint32_t rank = 3; rank-- > 0;) // whatever order they come in
+        results.push_back(writer.write_data((*prepared)[rank], *planners[rank]).get());
+    results[1].backend = BackendKind::threads;
+    results[1].reason = "io_uring_setup: Operation not permitted";
+    const auto report = writer.finish(global->metadata, std::move(results));
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_EQ(report->ranks[1].rank, 1u);
+    EXPECT_EQ(report->ranks[1].backend, BackendKind::threads);
+    const std::string note =
+        "rank 1 wrote by threads, not simulated as most: io_uring_setup: Operation not permitted";
+    EXPECT_NE(std::ranges::find(report->notes, note), report->notes.end());
+    const std::string text = to_text(*report);
+    EXPECT_TRUE(text.contains("\nsimulated       ranks 0, 2: a simulated disk\n"
+                              "threads         rank 1: io_uring_setup: Operation not permitted\n"
+                              "note: "))
+        << text;
+}
+
+TEST(RankSummary, FindsTheSlowestOfEachPhase) {
+    std::vector<RankReport> ranks;
+    for (const std::uint32_t rank : {2u, 0u, 3u, 1u}) {
+        RankReport report{.rank = rank, .backend = BackendKind::io_uring, .reason = "ring"};
+        report.work.seconds = 1 + rank;
+        report.work.flush_seconds = rank == 1 ? 9 : 0.5;
+        report.work.direct_bytes = 1024 * rank;
+        report.work.stalls = 1;
+        report.work.most_in_flight = rank;
+        ranks.push_back(report);
+    }
+    ranks[2].backend = BackendKind::threads;
+    ranks[2].reason = "refused";
+    const RankSummary summary = summarise(ranks);
+    EXPECT_EQ(summary.ranks, 4u);
+    EXPECT_EQ(summary.total.direct_bytes, 6 * 1024u);
+    EXPECT_EQ(summary.total.stalls, 4u);
+    EXPECT_EQ(summary.total.most_in_flight, 3u);
+    EXPECT_EQ(*summary.spread("seconds"), (RankSpread{"seconds", 1, 2.5, 4, 3}));
+    EXPECT_EQ(*summary.spread("flush_seconds"), (RankSpread{"flush_seconds", 0.5, 0.5, 9, 1}));
+    EXPECT_EQ(*summary.spread("stalls"), (RankSpread{"stalls", 1, 1, 1, 0}));
+    EXPECT_EQ(*summary.spread("pause_seconds"), (RankSpread{"pause_seconds", 0, 0, 0, 0}));
+    EXPECT_EQ(summary.spread("nothing"), nullptr);
+    EXPECT_EQ(summary.backends,
+              (std::vector<BackendRanks>{{BackendKind::io_uring, "ring", {0, 1, 2}},
+                                         {BackendKind::threads, "refused", {3}}}));
+    EXPECT_EQ(
+        to_text(summary),
+        "4 ranks: 6.0 KiB direct, 0 B cached; 0 requests of 0 pieces, 0 retries; 0 cells copied, "
+        "0 not; 0 digests; 4 stalls\n"
+        "                        min     median        max   rank\n"
+        "in all              1.000 s    2.500 s    4.000 s      3\n"
+        "  flush             0.500 s    0.500 s    9.000 s      1\n"
+        "direct bytes            0 B    1.5 KiB    3.0 KiB      3\n"
+        "io_uring        ranks 0-2: ring\n"
+        "threads         rank 3: refused\n");
+    EXPECT_EQ(
+        to_text(summarise(std::span(ranks).first(1))),
+        "1 rank: 2.0 KiB direct, 0 B cached; 0 requests of 0 pieces, 0 retries; 0 cells copied, "
+        "0 not; 0 digests; 1 stalls\n"
+        "in all              3.000 s\n"
+        "  flush             0.500 s\n"
+        "direct bytes        2.0 KiB\n"
+        "io_uring        rank 2: ring\n");
+    EXPECT_EQ(summarise({}), RankSummary{});
+    EXPECT_EQ(to_text(RankSummary{}), "no rank reported\n");
+}
+
 TEST_F(Reports, CountWhatFails) {
     ASSERT_TRUE(save_model(small_model(1), {1, 0}));
     const std::string file = path + "/model-00001-of-00001.safetensors";
@@ -129,7 +269,7 @@ TEST(WorkMeter, TellsStallsFromWork) {
     meter.add_request(8192, true);
     meter.add_request(100, false);
     meter.submitted(2);
-    meter.ended();
+    meter.ended(3);
     meter.add_request(4096, true);
     meter.submitted(1); // one is in flight: no stall
     meter.ended();
@@ -141,6 +281,7 @@ TEST(WorkMeter, TellsStallsFromWork) {
     EXPECT_EQ(report.requests, 4u);
     EXPECT_EQ(report.most_in_flight, 2u);
     EXPECT_EQ(report.stalls, 1u);
+    EXPECT_EQ(report.retries, 3u);
     EXPECT_EQ(report.direct_bytes, 8192u + 4096 + 1);
     EXPECT_EQ(report.cached_bytes, 100u);
     WorkReport twice = report;

@@ -410,6 +410,10 @@ class Bench(CommandTest):
             self.assertGreaterEqual(work["seconds"], work["transfer_seconds"])
             self.assertGreater(work["requests"], 0)
             self.assertGreater(work["direct_bytes"] + work["cached_bytes"], 0)
+            ranks = report[part]["ranks"]
+            self.assertEqual([rank["rank"] for rank in ranks], list(range(report["ranks"])))
+            self.assertEqual({rank["backend"] for rank in ranks}, {report["reactor"]["backend"]})
+            self.assertEqual(sum(rank["work"]["requests"] for rank in ranks), work["requests"])
         self.assertGreater(report["save"]["commit_seconds"], 0)
         self.assertEqual(list(self.directory.iterdir()), [])
         return report
@@ -438,11 +442,17 @@ class Bench(CommandTest):
         self.assertEqual((report["reactor"]["buffer_bytes"], report["reactor"]["buffer_count"]), (65536, 3))
 
     def test_text(self):
-        text = self.good("bench", self.directory, "--size", "1MB", "--repeat", "1")
+        text = self.good("bench", self.directory, "--size", "1MB", "--repeat", "1", "--backend", "threads")
         self.assertIn("save, durable", text)
         self.assertIn("load, cold", text)
-        for what in ["save: prepare", "load: plan"]:
-            self.assertRegex(text, rf"the last {what} \d+\.\d+ s, .* requests of \d+ pieces")
+        for what in [r"save: prepare \d+\.\d+ s, commit \d+\.\d+ s;", "load:"]:
+            self.assertRegex(text, rf"the last {what} 1 rank: .* requests of \d+ pieces")
+        self.assertRegex(text, r"\n  transfer +\d+\.\d+ s\n(.*\n)+threads +rank 0: ")
+
+    def test_text_of_ranks(self):
+        text = self.good("bench", self.directory, "--size", "1MB", "--repeat", "1", "--ranks", "3")
+        self.assertRegex(text, r"the last load: 3 ranks: .*\n +min +median +max +rank\n(in all|  transfer) ( *\d+\.\d+ s){3} +[012]\n")
+        self.assertRegex(text, r"\n(io_uring|threads) +ranks 0-2: ")
 
     def test_too_large_for_the_machine(self):
         self.assertIn("--size", self.fails(1, "bench", self.directory, "--size", "1000TiB"))

@@ -1,4 +1,4 @@
-"""SAFERING_TRACE: a file that a JSON reader takes once its bracket is closed, and in it what saves and loads did."""
+"""SAFERING_TRACE: a file that a JSON reader takes, and in it what saves and loads did."""
 
 import collections
 import json
@@ -10,7 +10,7 @@ import unittest
 import unittest.mock
 import xml.etree.ElementTree
 
-from command import CommandTest
+from command import COMMAND, CommandTest
 
 import tap
 
@@ -20,7 +20,7 @@ class TraceTest(CommandTest):
         path = self.directory / "trace.json"
         with unittest.mock.patch.dict(os.environ, SAFERING_TRACE=str(path)):
             self.good("bench", self.directory, "--size", "32MiB", "--repeat", "1", *options)
-        return json.loads(path.read_text().rstrip().rstrip(",") + "]")
+        return json.loads(path.read_text())
 
     def test_two_ranks(self):
         events = self.traced_bench("--ranks", "2", "--shard-dim", "1")
@@ -43,6 +43,23 @@ class TraceTest(CommandTest):
         both = self.traced_bench()
         self.assertEqual(both[: len(first)], first)
         self.assertGreater(len(both), len(first))
+
+    def test_a_run_that_was_cut_off_leaves_a_file_that_the_next_one_closes(self):
+        first = self.traced_bench()
+        path = self.directory / "trace.json"
+        path.write_text(path.read_text().removesuffix("\n]\n"))  # a process that is killed closes nothing
+        self.assertEqual(json.loads(path.read_text() + "]"), first)
+        self.assertEqual(self.traced_bench()[: len(first)], first)
+
+    def test_processes_at_once_share_a_file(self):
+        source, path = self.file("source.safetensors"), self.directory / "trace.json"
+        command = [COMMAND, "verify", source]
+        environment = os.environ | {"SAFERING_TRACE": str(path)}
+        for _ in range(5):
+            running = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) for _ in range(4)]
+            self.assertEqual([process.wait() for process in running], [0] * 4)
+            events = json.loads(path.read_text())
+        self.assertEqual(sum(event["name"] == "process_name" for event in events), 20)
 
     def test_a_trace_becomes_a_picture(self):
         self.traced_bench("--ranks", "2")

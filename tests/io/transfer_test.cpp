@@ -56,6 +56,7 @@ TEST(Transfer, ShortTransferMovesMemoryLengthAndOffset) {
     expect_position(made, 1000);
     EXPECT_EQ(after(made, 7192), NextStep::finish);
     EXPECT_EQ(made.completion.result, 8192u);
+    EXPECT_EQ(made.completion.retries, 1u);
 }
 
 TEST(Transfer, DirectTransferResumesOnABlock) {
@@ -80,6 +81,7 @@ TEST(Transfer, NeverLongerThanLinuxMovesAtOnce) {
     }
     EXPECT_EQ(total, length);
     EXPECT_EQ(made.completion.result, length);
+    EXPECT_EQ(made.completion.retries, 0u);
 }
 
 TEST(Transfer, LongReadDoesNotStopAtItsMinimum) {
@@ -128,6 +130,7 @@ TEST(Transfer, InterruptionsAreRepeatedButNotForEver) {
     while (after_error(made, EINTR) != NextStep::finish)
         ASSERT_LT(++repeats, 100);
     EXPECT_EQ(made.completion.error.value(), EINTR);
+    EXPECT_EQ(made.completion.retries, 2u + repeats);
 }
 
 TEST(Transfer, WhatMustNotBeRepeatedIsNot) {

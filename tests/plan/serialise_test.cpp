@@ -78,6 +78,12 @@ WriteResults any_results(Random& random) {
             result.digests.push_back(any_number(random));
         results.items.push_back(result);
     }
+    results.work = {.seconds = static_cast<double>(random.below(1 << 30)) / 1e6,
+                    .flush_seconds = static_cast<double>(random.below(1 << 10)) / 1e6,
+                    .requests = any_number(random),
+                    .digests = any_number(random)};
+    results.backend = static_cast<BackendKind>(random.below(3));
+    results.reason = std::string(random.below(4), 'r');
     return results;
 }
 
@@ -255,6 +261,42 @@ TEST(Serialise, ANumberHasOneForm) {
     EXPECT_FALSE(reads_number({0x80, 0}, 0)); // a high zero
     EXPECT_FALSE(reads_number({0x80}, 0));    // ends early
     EXPECT_FALSE(reads_number({}, 0));
+}
+
+TEST(Serialise, WhatARankDidIsReadOnlyWhereItCanBe) {
+    WriteResults results;
+    results.reason = "r";
+    results.work.digests = 7;
+    const Bytes good = to_bytes(results);
+    // From the end: the checksum, the reason with its length, the backend, and each number of the work in one byte.
+    const std::size_t reason = good.size() - 8 - 1, backend = reason - 2, digests = backend - 1;
+    std::size_t fields = 0;
+    WorkReport::each_field([&](const char*, auto) { ++fields; });
+    const std::size_t seconds = backend - fields;
+    ASSERT_EQ(good[reason], std::byte{'r'});
+    ASSERT_EQ(good[digests], std::byte{7});
+    const auto read = [](Bytes bytes) {
+        seal(bytes);
+        return write_results_from_bytes(bytes);
+    };
+    const auto with = [&](std::size_t at, unsigned value) {
+        Bytes bytes = good;
+        bytes[at] = static_cast<std::byte>(value);
+        return read(bytes);
+    };
+    EXPECT_EQ(read(good).value(), results);
+    EXPECT_EQ(with(seconds, 5).value().work.seconds, 5e-6);
+    EXPECT_EQ(with(backend, 2).value().backend, BackendKind::simulated);
+    EXPECT_EQ(with(backend, 3).error().code, Errc::plan_bad_bytes);
+    EXPECT_EQ(with(reason, 0xFF).error().code, Errc::plan_bad_bytes);
+    EXPECT_EQ(with(5, 2).error().code, Errc::plan_bad_bytes); // the version before it
+    Bytes ages = good;
+    ages.insert(ages.begin() + static_cast<std::ptrdiff_t>(seconds), 7, std::byte{0xFF});
+    EXPECT_EQ(read(ages).error().code, Errc::plan_bad_bytes);
+    results.work.seconds = 1e300;
+    EXPECT_EQ(write_results_from_bytes(to_bytes(results)).value().work.seconds, 0x1p50 / 1e6);
+    results.work.seconds = -1;
+    EXPECT_EQ(write_results_from_bytes(to_bytes(results)).value().work.seconds, 0);
 }
 
 TEST(Serialise, ListsThatShouldBeParallelMustBe) {

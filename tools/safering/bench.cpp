@@ -38,7 +38,7 @@ struct Arguments {
 struct BenchReport {
     std::size_t tensors = 0;
     SaveReport save;
-    LoadReport load;
+    RanksLoad load;
     std::vector<Cost> saves;
     std::vector<Cost> loads;
 };
@@ -183,6 +183,16 @@ void print_exchange(const char* what, const Report& report) {
                    format_bytes(report.shared_memory_bytes));
 }
 
+Json ranks_to_json(const std::vector<RankReport>& ranks) {
+    Json json = Json::array();
+    for (const RankReport& rank : ranks)
+        json.push_back({{"rank", rank.rank},
+                        {"work", to_json(rank.work)},
+                        {"backend", name(rank.backend)},
+                        {"reason", rank.reason}});
+    return json;
+}
+
 Json costs_to_json(const std::vector<Cost>& costs, std::uint64_t bytes) {
     Json json = cost_to_json(median(costs), bytes);
     json["bytes"] = bytes;
@@ -199,8 +209,8 @@ void print_row(const char* what, const Cost& cost, std::uint64_t bytes) {
 
 void print_text(const Arguments& arguments, const BenchReport& report) {
     const SaveReport& save = report.save;
-    fmt::print("model    {} in {} bf16 tensors, {} rank(s), sharded along dimension {}\n",
-               format_bytes(save.tensor_bytes), report.tensors, arguments.ranks,
+    fmt::print("model    {} in {} bf16 tensors, {}, sharded along dimension {}\n",
+               format_bytes(save.tensor_bytes), report.tensors, counted(arguments.ranks, "rank"),
                arguments.shard_dimension);
     fmt::print("backend  {}: {}\n", name(save.reactor.backend), save.reactor.reason);
     fmt::print("disk     {}, O_DIRECT {}\n", save.file_system.type,
@@ -213,10 +223,9 @@ void print_text(const Arguments& arguments, const BenchReport& report) {
     fmt::print("{:<14}{:>9}{:>10}{:>9}  {}\n", "", "GiB/s", "seconds", "CPU-s", "extra memory");
     print_row("save, durable", median(report.saves), save.tensor_bytes);
     print_row("load, cold", median(report.loads), report.load.tensor_bytes);
-    const char* whose = arguments.ranks == 1 ? "" : ", of all ranks together";
-    fmt::print("\nthe last save{}: prepare {:.3f} s, {}, commit {:.3f} s\n", whose,
-               save.prepare_seconds, format_work(save.work), save.commit_seconds);
-    fmt::print("the last load{}: {}\n", whose, format_work(report.load.work));
+    fmt::print("\nthe last save: prepare {:.3f} s, commit {:.3f} s; {}", save.prepare_seconds,
+               save.commit_seconds, to_text(summarise(save.ranks)));
+    fmt::print("\nthe last load: {}", to_text(summarise(report.load.ranks)));
 }
 
 Json report_to_json(const Arguments& arguments, const BenchReport& report) {
@@ -234,11 +243,13 @@ Json report_to_json(const Arguments& arguments, const BenchReport& report) {
     json["save"]["exchange"] = exchange_to_json(report.save);
     json["load"]["exchange"] = exchange_to_json(report.load.exchange);
     json["load"]["read_bytes"] = report.load.read_bytes;
-    // Of the last time, all ranks together.
+    // Of the last time: all ranks together, and each.
     json["save"]["prepare_seconds"] = report.save.prepare_seconds;
     json["save"]["commit_seconds"] = report.save.commit_seconds;
-    json["save"]["work"] = to_json(report.save.work);
-    json["load"]["work"] = to_json(report.load.work);
+    json["save"]["work"] = to_json(summarise(report.save.ranks).total);
+    json["load"]["work"] = to_json(summarise(report.load.ranks).total);
+    json["save"]["ranks"] = ranks_to_json(report.save.ranks);
+    json["load"]["ranks"] = ranks_to_json(report.load.ranks);
     return json;
 }
 

@@ -128,13 +128,10 @@ SaveReport Ranks::save(const std::string& path) {
     on_every_rank([&](unsigned rank) {
         results[rank] = writers[rank].write_data(plans[rank], planners[rank]).get();
     });
-    SaveReport report = value_or_throw(coordinator.finish(global.metadata, std::move(results)));
-    for (unsigned rank = 1; rank < ranks; ++rank)
-        report.work += writers[rank].work();
-    return report;
+    return value_or_throw(coordinator.finish(global.metadata, std::move(results)));
 }
 
-LoadReport Ranks::load(const std::string& path) {
+RanksLoad Ranks::load(const std::string& path) {
     const std::size_t ranks = parts_.size();
     std::vector<HuggingFaceStorageReader> readers;
     std::vector<DefaultLoadPlanner> planners;
@@ -154,15 +151,15 @@ LoadReport Ranks::load(const std::string& path) {
     on_every_rank([&](unsigned rank) {
         reports[rank] = value_or_throw(readers[rank].read_data(plans[rank], planners[rank]));
     });
-    LoadReport all = std::move(reports.front());
-    for (unsigned rank = 1; rank < ranks; ++rank) {
-        const LoadReport& report = reports[rank];
+    RanksLoad all;
+    for (unsigned rank = 0; rank < ranks; ++rank) {
+        LoadReport& report = reports[rank];
         all.tensor_bytes += report.tensor_bytes;
         all.read_bytes += report.read_bytes;
-        all.verified_bytes += report.verified_bytes;
-        all.work += report.work;
         all.exchange.process_memory_bytes += report.exchange.process_memory_bytes;
         all.exchange.shared_memory_bytes += report.exchange.shared_memory_bytes;
+        all.ranks.push_back(
+            {rank, report.work, report.reactor.backend, std::move(report.reactor.reason)});
     }
     return all;
 }

@@ -23,6 +23,14 @@ struct FreeMemory {
 };
 using Memory = std::unique_ptr<std::byte[], FreeMemory>;
 
+/// Of all ranks together, and of each.
+struct RanksLoad {
+    std::uint64_t tensor_bytes = 0;
+    std::uint64_t read_bytes = 0;
+    ExchangeReport exchange;
+    std::vector<RankReport> ranks;
+};
+
 /// Whatever goes wrong is thrown as Exception.
 class Ranks {
   public:
@@ -37,9 +45,8 @@ class Ranks {
 
     /// A whole save, from the local plans to the commit.
     SaveReport save(const std::string& path);
-    /// A whole load into memory that was touched before, the headers and plans included;
-    /// the sums over the ranks.
-    LoadReport load(const std::string& path);
+    /// A whole load into memory that was touched before, the headers and plans included.
+    RanksLoad load(const std::string& path);
     /// Throws checkpoint_digest_mismatch, with the tensor and the place of the first byte that
     /// differs, if the last load did not bring back what was saved.
     void compare() const;

@@ -110,25 +110,9 @@ Json to_json(const FileSystemInfo& info) {
 }
 
 Json to_json(const WorkReport& work) {
-    return {
-        {"seconds", work.seconds},
-        {"plan_seconds", work.plan_seconds},
-        {"transfer_seconds", work.transfer_seconds},
-        {"stall_seconds", work.stall_seconds},
-        {"stalls", work.stalls},
-        {"copy_seconds", work.copy_seconds},
-        {"verify_seconds", work.verify_seconds},
-        {"pause_seconds", work.pause_seconds},
-        {"flush_seconds", work.flush_seconds},
-        {"requests", work.requests},
-        {"pieces", work.pieces},
-        {"most_in_flight", work.most_in_flight},
-        {"direct_bytes", work.direct_bytes},
-        {"cached_bytes", work.cached_bytes},
-        {"copied_cells", work.copied_cells},
-        {"uncopied_cells", work.uncopied_cells},
-        {"digests", work.digests},
-    };
+    Json json;
+    WorkReport::each_field([&](const char* name, auto field) { json[name] = work.*field; });
+    return json;
 }
 
 ExitCode report_error(const Error& error, bool json) {

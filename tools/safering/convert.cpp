@@ -145,10 +145,10 @@ Json report_to_json(const SaveReport& report, std::chrono::duration<double> time
 }
 
 void print_text(const SaveReport& report, std::chrono::duration<double> time) {
-    fmt::print("{} {}: {} in {} files at {:.2f} GiB/s ({})\n",
-               report.replaced ? "replaced" : "wrote", escaped(report.path),
-               format_bytes(report.tensor_bytes), report.files,
-               gib_per_second(report.tensor_bytes, time), name(report.reactor.backend));
+    fmt::print("{} {}: {} in {} at {:.2f} GiB/s ({})\n", report.replaced ? "replaced" : "wrote",
+               escaped(report.path), format_bytes(report.tensor_bytes),
+               counted(report.files, "file"), gib_per_second(report.tensor_bytes, time),
+               name(report.reactor.backend));
     for (const std::string& note : report.notes)
         fmt::print("note: {}\n", note);
 }

@@ -52,9 +52,12 @@ void print_text(const Arguments& arguments, const CompareReport& report) {
         fmt::print("{:<10} {}{}{}\n", words(difference.kind), escaped(difference.fqn),
                    difference.detail.empty() ? "" : ": ", difference.detail);
     if (report.differences.empty())
-        fmt::print("the same {} tensors{}: {} by digest, {} read\n", report.tensors,
+        fmt::print("the same {}{}: {} by digest, {} read\n", counted(report.tensors, "tensor"),
                    arguments.no_values ? ", values not compared" : "",
                    format_bytes(report.digest_bytes), format_bytes(report.read_bytes));
+    if (report.differences.empty() && report.digest_bytes != 0)
+        fmt::print("what was saved was the same; whether the disk still has it tells verify, or "
+                   "--read-all\n");
 }
 
 ExitCode diff(const Arguments& arguments, const CommonOptions& common) {

@@ -30,10 +30,6 @@ struct Arguments {
 
 using Tensors = std::vector<const NamedStorage*>;
 
-std::string counted(std::size_t number, std::string_view thing) {
-    return fmt::format("{} {}{}", number, thing, number == 1 ? "" : "s");
-}
-
 // "F32 1.2 GiB in 3 tensors, I64 ...", the most bytes first.
 std::string dtypes_text(const Tensors& tensors) {
     struct Share {

@@ -51,8 +51,8 @@ void print_text(const Arguments& arguments, const PruneReport& report) {
     }
     for (const Error& failure : report.failures)
         fmt::print("failed   {}\n", failure.message());
-    fmt::print("{} {} in {} checkpoint(s)\n", arguments.dry_run ? "would free" : "freed",
-               format_bytes(bytes), report.removed.size());
+    fmt::print("{} {} in {}\n", arguments.dry_run ? "would free" : "freed", format_bytes(bytes),
+               counted(report.removed.size(), "checkpoint"));
 }
 
 ExitCode prune_directory(const Arguments& arguments, const CommonOptions& common) {

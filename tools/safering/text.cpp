@@ -1,7 +1,6 @@
 #include "text.hpp"
 
 #include <algorithm>
-#include <array>
 #include <cctype>
 #include <charconv>
 #include <cmath>
@@ -39,33 +38,11 @@ std::optional<std::uint64_t> parse_bytes(std::string_view text) {
 }
 
 std::string format_bytes(std::uint64_t bytes) {
-    constexpr std::array units{"KiB", "MiB", "GiB", "TiB", "PiB"};
-    if (bytes < 1024)
-        return fmt::format("{} B", bytes);
-    double number = static_cast<double>(bytes) / 1024;
-    std::size_t unit = 0;
-    for (; number >= 1024 && unit + 1 < units.size(); ++unit)
-        number /= 1024;
-    return fmt::format("{:.1f} {}", number, units[unit]);
+    return plan::bytes_in_words(bytes);
 }
 
 std::string format_shape(const Shape& shape) {
     return fmt::format("[{}]", fmt::join(shape, ", "));
-}
-
-std::string format_work(const WorkReport& work) {
-    std::string out =
-        fmt::format("plan {:.3f} s, transfer {:.3f} s", work.plan_seconds, work.transfer_seconds);
-    if (work.stalls != 0)
-        out += fmt::format(" (stalled {:.3f} s in {})", work.stall_seconds, work.stalls);
-    out += fmt::format(", copy {:.3f} s", work.copy_seconds);
-    if (work.verify_seconds > 0)
-        out += fmt::format(", verify {:.3f} s", work.verify_seconds);
-    out += fmt::format(
-        ", flush {:.3f} s; {} requests of {} pieces, {} in flight, {} direct, {} cached",
-        work.flush_seconds, work.requests, work.pieces, work.most_in_flight,
-        format_bytes(work.direct_bytes), format_bytes(work.cached_bytes));
-    return out;
 }
 
 double gib_per_second(std::uint64_t bytes, std::chrono::duration<double> time) {

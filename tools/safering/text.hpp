@@ -8,7 +8,8 @@
 #include <string_view>
 
 #include <safering/tensor.hpp>
-#include <safering/work_report.hpp>
+
+#include "plan/text.hpp"
 
 namespace safering::tools {
 
@@ -20,8 +21,8 @@ std::optional<std::uint64_t> parse_bytes(std::string_view text);
 std::string format_bytes(std::uint64_t bytes);
 /// "[32000, 4096]"
 std::string format_shape(const Shape& shape);
-/// "plan 0.01 s, transfer 1.20 s, ...; 512 requests of 600 pieces, ..."
-std::string format_work(const WorkReport& work);
+/// "1 file", "2 files"
+using plan::counted;
 double gib_per_second(std::uint64_t bytes, std::chrono::duration<double> time);
 
 } // namespace safering::tools

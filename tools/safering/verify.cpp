@@ -36,8 +36,8 @@ Json report_to_json(const std::string& path, const VerifyReport& report,
 
 void print_text(const VerifyReport& report, std::chrono::duration<double> time) {
     fmt::print("found by   {}\n", name(report.source));
-    fmt::print("read       {} in {} files at {:.2f} GiB/s\n", format_bytes(report.read_bytes),
-               report.files, gib_per_second(report.read_bytes, time));
+    fmt::print("read       {} in {} at {:.2f} GiB/s\n", format_bytes(report.read_bytes),
+               counted(report.files, "file"), gib_per_second(report.read_bytes, time));
     fmt::print("verified   {} by digest\n", format_bytes(report.verified_bytes));
     for (const std::string& reason : report.unchecked)
         fmt::print("unchecked  {}\n", reason);

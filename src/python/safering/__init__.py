@@ -8,13 +8,17 @@
 from ._errors import Error, StorageError
 from ._files import safe_open
 from ._native import prometheus_text
-from ._reports import LoadReport, SaveReport, WorkReport
+from ._reports import BackendRanks, LoadReport, RankReport, RankSpread, RankSummary, SaveReport, WorkReport
 from ._runtime import info
 from ._steps import StepCheckpoint, latest, list_checkpoints, prune, recover, set_latest
 
 __all__ = [
+    "BackendRanks",
     "Error",
     "LoadReport",
+    "RankReport",
+    "RankSpread",
+    "RankSummary",
     "SaveReport",
     "StepCheckpoint",
     "StorageError",

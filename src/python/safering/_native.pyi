@@ -98,8 +98,8 @@ class Writer:
         """Tells ranks that wait for this one in the plan's exchange that it will not write."""
 
     def finish(self, results: Sequence[bytes]) -> dict[str, Any]:
-        """Coordinator: the commit, from every rank's results. path, attempt, files, tensor_bytes, replaced,
-        process_memory_bytes, shared_memory_bytes, file_system, notes, and what Reactor.info says."""
+        """Coordinator: the commit, from every rank's results. The fields of a SaveReport, with dictionaries for its
+        work, ranks and summary."""
 
     def cancel(self) -> None:
         """Ends what was started, and waits for the end."""

@@ -21,6 +21,10 @@ class _Fields(Mapping):
     def __len__(self) -> int:
         return len(self.__dataclass_fields__)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Dictionaries, lists, texts and numbers, as `json.dumps` takes them."""
+        return dataclasses.asdict(self)
+
 
 @dataclasses.dataclass(frozen=True)
 class WorkReport(_Fields):
@@ -38,6 +42,7 @@ class WorkReport(_Fields):
         flush_seconds: after the last transfer, fsync and close; of a load, the copies that were left.
         requests, pieces: to the disk, and the pieces of tensors that they carried.
         most_in_flight: requests at once.
+        retries: attempts at requests beyond the first: what came back short, interrupted or busy.
         direct_bytes, cached_bytes: past the page cache, and through it.
         copied_cells, uncopied_cells: through a buffer, and from where they lay.
         digests: that were taken.
@@ -55,6 +60,7 @@ class WorkReport(_Fields):
     requests: int = 0
     pieces: int = 0
     most_in_flight: int = 0
+    retries: int = 0
     direct_bytes: int = 0
     cached_bytes: int = 0
     copied_cells: int = 0
@@ -68,8 +74,60 @@ class WorkReport(_Fields):
 
 
 @dataclasses.dataclass(frozen=True)
+class RankReport(_Fields):
+    """What one rank wrote of a save, and what carried its requests and why: a rank that fell back to threads says so."""
+
+    rank: int
+    work: WorkReport
+    backend: str
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class RankSpread(_Fields):
+    """One number of all ranks. `max_rank` has the largest: of seconds, it is the slowest rank."""
+
+    min: float
+    median: float
+    max: float
+    max_rank: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BackendRanks(_Fields):
+    """Ranks that went one way for one reason."""
+
+    backend: str
+    reason: str
+    ranks: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class RankSummary(_Fields):
+    """All ranks of a save at a glance.
+
+    Attributes:
+        total: sums, and the largest of the depths.
+        spreads: of every field of WorkReport, by its name.
+        backends: that of the most ranks first.
+    """
+
+    total: WorkReport
+    spreads: dict[str, RankSpread]
+    backends: list[BackendRanks]
+
+    @classmethod
+    def of(cls, native: dict[str, Any]) -> RankSummary:
+        return cls(
+            WorkReport(**native["total"]),
+            {field: RankSpread(**spread) for field, spread in native["spreads"].items()},
+            [BackendRanks(**ranks) for ranks in native["backends"]],
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class SaveReport(_Fields):
-    """Of a save, where it was committed.
+    """Of a save, where it was committed. `print(report)` shows it as a table.
 
     Attributes:
         path, attempt, files, tensor_bytes: what was saved, by all ranks.
@@ -77,6 +135,9 @@ class SaveReport(_Fields):
         process_memory_bytes, shared_memory_bytes: what ranks wrote for others of their host, and how they got it.
         prepare_seconds, commit_seconds: of prepare_global_plan and finish.
         work: what this rank wrote; others have their own, `writer.work`.
+        ranks: what each rank wrote, by rank. Empty where an AsyncSaver's save was not committed by this rank.
+        summary: what that comes to, with the slowest ranks; None where there are no `ranks`.
+        text: what `print(report)` shows.
         file_system: its type.
         backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages: of this process's reactor.
         notes: what did not go the fast way, and why.
@@ -92,6 +153,9 @@ class SaveReport(_Fields):
     prepare_seconds: float
     commit_seconds: float
     work: WorkReport
+    ranks: list[RankReport]
+    summary: RankSummary | None
+    text: str = dataclasses.field(repr=False)
     file_system: str
     notes: list[str]
     backend: str
@@ -103,7 +167,18 @@ class SaveReport(_Fields):
 
     @classmethod
     def of(cls, native: dict[str, Any]) -> SaveReport:
-        return cls(**native | {"work": WorkReport(**native["work"])})
+        summary = native["summary"]
+        return cls(
+            **native
+            | {
+                "work": WorkReport(**native["work"]),
+                "ranks": [RankReport(**rank | {"work": WorkReport(**rank["work"])}) for rank in native["ranks"]],
+                "summary": None if summary is None else RankSummary.of(summary),
+            }
+        )
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclasses.dataclass(frozen=True)
