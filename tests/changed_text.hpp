@@ -14,7 +14,7 @@ template <typename Check>
 void for_each_change(const std::string& text, Check check) {
     for (std::size_t i = 0; i < text.size(); ++i) {
         check(std::string(text).erase(i, 1));
-        for (const char other : std::string_view("{}[]\":,\\ 0-z"))
+        for (const char other : std::string_view("}]\":,0 z"))
             if (other != text[i])
                 check(std::string(text).replace(i, 1, 1, other));
     }

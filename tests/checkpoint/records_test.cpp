@@ -187,6 +187,8 @@ TEST(Index, RefusesWhatIsWrong) {
     for (const char* text : {"", "[]", "{}", "{\"weight_map\":[]}", "{\"weight_map\":{\"a\":1}}",
                              "{\"weight_map\":{}} x",
                              "{\"weight_map\":{\"a\":\"x.safetensors\",\"a\":\"y.safetensors\"}}",
+                             R"({"metadata":{"total_size":1},"weight_map":{"a":"x.safetensors",)"
+                             R"("a":"y.safetensors"}})",
                              "{\"weight_map\":{\"\xff\":\"x.safetensors\"}}"}) {
         auto parsed = parse_index(text, "i");
         ASSERT_FALSE(parsed) << text;
