@@ -2,11 +2,13 @@
 // every operation failing in turn and a power cut after every operation.
 
 #include <cerrno>
+#include <utility>
 
 #include <fmt/format.h>
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/commit.hpp"
+#include "checkpoint/commit_part.hpp"
 #include "checkpoint/removal.hpp"
 #include "disk_fixture.hpp"
 
@@ -251,6 +253,32 @@ TEST_F(Commit, GoesOnWhereTheTargetAppearsDuringTheSave) {
     EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
 }
 
+// Whoever makes config.json may come between the last look at the target and the rename.
+TEST_F(Commit, GoesOnWhereTheTargetAppearsAtTheRename) {
+    const Model model = small_model(1);
+    bool appeared = false;
+    const Operation* refused = nullptr;
+    disk->intercept([&](Operation& operation) -> std::optional<Completion> {
+        if (!appeared && operation.request.op == Opcode::rename &&
+            operation.request.new_path == path) {
+            appeared = true;
+            refused = &operation;
+            operation.request.op = Opcode::make_directory;
+            operation.request.path = path;
+        }
+        return std::nullopt;
+    });
+    disk->intercept_end([&](Operation& operation) {
+        if (&operation == std::exchange(refused, nullptr))
+            operation.completion.error = std::make_error_code(std::errc::file_exists);
+    });
+    auto report = save_model(model);
+    ASSERT_TRUE(report) << report.error().message();
+    EXPECT_TRUE(appeared);
+    EXPECT_EQ(differs(model), "");
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
 // A switch that was cut off, and then its attempt is not beside the checkpoint any more.
 TEST_F(Commit, HarmsNothingWhereTheAttemptOfASwitchIsGone) {
     const Model old = small_model(1);
@@ -303,6 +331,35 @@ TEST_F(Commit, CleansOlderAttemptsOfThisTargetOnly) {
     EXPECT_FALSE(disk->exists(stale("step", old_id)));
     EXPECT_TRUE(disk->exists(stale("step", new_id)));
     EXPECT_TRUE(disk->exists(stale("step2", old_id)));
+}
+
+// Nothing here is atomic across ranks, but a rank's files are in its attempt or in the target, whatever fails.
+TEST(PartCommit, ReportsTheFailureOfEveryOperationAndLosesNoFile) {
+    const std::vector<std::string> files{"a.safetensors", "b.safetensors"};
+    const TargetPath target{"/ckpt/step", "/ckpt", "step"};
+    const std::string directory = "/ckpt/" + attempt_directory;
+    std::uint64_t failures = 0;
+    for (std::uint64_t nth = 0;; ++nth) {
+        auto disk = std::make_shared<SimulatedDisk>();
+        for (const std::string& file : files)
+            disk->write_text(join(directory, file), file);
+        auto reactor = make_reactor(disk);
+        disk->inject({.after = nth, .times = 1, .error = EIO});
+        const auto committed = commit_part(*reactor, target, directory, files);
+        for (const std::string& file : files)
+            EXPECT_NE(disk->exists(join(directory, file)), disk->exists(join(target.path, file)));
+        if (disk->hits().empty()) {
+            ASSERT_TRUE(committed) << committed.error().message();
+            for (const std::string& file : files)
+                EXPECT_EQ(disk->crash()->read_text(join(target.path, file)), file);
+            break;
+        }
+        ++failures;
+        ASSERT_FALSE(committed) << nth;
+        EXPECT_EQ(committed.error().code, std::errc::io_error) << committed.error().message();
+        EXPECT_FALSE(committed.error().file.empty());
+    }
+    EXPECT_EQ(failures, 4 + files.size() + 2);
 }
 
 // Every operation of a save fails once: the save fails or succeeds, and what a reader finds is the old

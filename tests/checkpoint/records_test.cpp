@@ -1,6 +1,7 @@
 // Manifest and index: round trips, every changed byte, everything that they must refuse.
 #include <gtest/gtest.h>
 
+#include "../changed_text.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/strict_json.hpp"
@@ -26,6 +27,8 @@ Manifest example() {
     const ChunkStorageMetadata upper{{0, 0}, {2, 3}}, lower{{2, 0}, {1, 3}};
     extents.add({&upper, Digests{5}});
     extents.add({&lower, {}});
+    extents.add_tensor();
+    extents.add({&upper, Digests{6}});
     manifest.files.push_back({.name = "model-00002-of-00002.safetensors"});
     manifest.tensors.emplace("name \"with\" \\ and \u00e9 and \n",
                              ManifestTensor{Dtype::bf16, {3, 3}});
@@ -56,9 +59,16 @@ TEST(Manifest, NoticesEveryChangedByteAndEveryCut) {
     EXPECT_FALSE(parse_manifest(text + " ", "m"));
 }
 
+// A manifest in the form that the quick way takes: no name has escapes.
+Manifest plain_example() {
+    Manifest plain = example();
+    plain.tensors.erase(plain.tensors.begin());
+    return plain;
+}
+
 // A sealed manifest with one thing replaced.
-Result<Manifest> with(std::string_view from, std::string_view to) {
-    std::string text = to_text(example());
+Result<Manifest> with(const Manifest& manifest, std::string_view from, std::string_view to) {
+    std::string text = to_text(manifest);
     text.resize(text.rfind(",\"xxh3\""));
     const auto at = text.find(from);
     EXPECT_NE(at, std::string::npos) << from;
@@ -68,14 +78,27 @@ Result<Manifest> with(std::string_view from, std::string_view to) {
 
 // An escape in a key makes no difference but to the way that the text is read.
 TEST(Manifest, ReadsTheSameTheQuickWayAndTheLong) {
-    Manifest plain = example();
-    plain.tensors.erase(plain.tensors.begin()); // its name has escapes
+    const Manifest plain = plain_example();
     std::string text = to_text(plain);
     text.resize(text.rfind(",\"xxh3\""));
     const auto at = text.find("\"files\"");
     text.replace(at, 7, R"("fil\u0065s")");
     EXPECT_EQ(parse_manifest(seal_json(text), "m").value(), plain);
     EXPECT_EQ(parse_manifest(to_text(plain), "m").value(), plain);
+}
+
+// A member that nobody knows leads past the quick way.
+TEST(Manifest, TheQuickWayTakesNothingThatTheLongWayRefuses) {
+    std::string text = to_text(plain_example());
+    text.resize(text.rfind(",\"xxh3\""));
+    std::size_t taken = 0;
+    for_each_change(text, [&](const std::string& changed) {
+        const auto quick = parse_manifest(seal_json(changed), "m");
+        const auto longer = parse_manifest(seal_json(changed + R"(,"more":0)"), "m");
+        EXPECT_TRUE(same(quick, longer)) << changed;
+        taken += quick.has_value() ? 1 : 0;
+    });
+    EXPECT_GT(taken, 100u); // other digits, other names, white space
 }
 
 TEST(Manifest, RefusesWhatIsSealedButWrong) {
@@ -93,20 +116,35 @@ TEST(Manifest, RefusesWhatIsSealedButWrong) {
         {"0000000000000001", "000000000000000g"},
         {"0000000000000001", "00000000000001"},
         {"[0,0]", "[0,-1]"},
-        {"\"BF16\"", "\"bf16\""},
+        {"\"F8_E4M3\"", "\"f8_e4m3\""},
         {"00002-of", "00001-of"},
         {"\"attempt\"", "\"attempt\":\"x\",\"attempt\""},
         {"\"head\":4096", "\"head\":[[[[[[[[[[]]]]]]]]]]"},
+        {"\"layout\":\"sharded\"", "\"layout\":7"},
+        {"\"extents\":[", "\"extents\":[7,"},
+        {"\"extents\":[", "\"extents\":[[7],"},
+        {"\"extents\":[", "\"extents\":[[[[0],[1]]],"},
+        {"\"scalar\":[", "\"scalar\":7,\"other\":["},
+        {"[\"F8_E4M3\",", "[\"F8_E4M3\",[],"},
+        // Where the seal is looked for: its key stands twice, or something else stands there.
+        {",\n\"index\"", ",\"xxh3\":1,\"index\""},
+        {",\n\"index\"", ",\"xxh3\":\"a\",\"index\""},
+        {",\n\"index\"", ",\"xxh3\":\"a\"},\"index\""},
+        {"02a\"}", "02a\"}7"},
+        {"02a\"}", "02a\"},7"},
+        {"02a\"}", "02a\"},\"a\"7"},
     };
-    for (const auto& [from, to] : bad) {
-        auto parsed = with(from, to);
-        ASSERT_FALSE(parsed) << from << " -> " << to;
-        EXPECT_EQ(parsed.error().code, Errc::checkpoint_bad_manifest) << parsed.error().message();
-        EXPECT_FALSE(parsed.error().detail.empty());
-    }
+    for (const Manifest& manifest : {example(), plain_example()})
+        for (const auto& [from, to] : bad) {
+            auto parsed = with(manifest, from, to);
+            ASSERT_FALSE(parsed) << from << " -> " << to;
+            EXPECT_EQ(parsed.error().code, Errc::checkpoint_bad_manifest)
+                << parsed.error().message();
+            EXPECT_FALSE(parsed.error().detail.empty());
+        }
     for (const char* name : {"../x.safetensors", "/x.safetensors", "a/b.safetensors", "x.bin", "..",
                              "x\\u0000.safetensors", ""}) {
-        auto parsed = with("model-00001-of-00002.safetensors", name);
+        auto parsed = with(example(), "model-00001-of-00002.safetensors", name);
         ASSERT_FALSE(parsed) << name;
         EXPECT_EQ(parsed.error().code, Errc::checkpoint_unsafe_name) << parsed.error().message();
     }
@@ -132,10 +170,25 @@ TEST(Index, ReadsTheSameTheQuickWayAndTheLong) {
         EXPECT_EQ(parse_index(text, "i").value(), weight_map) << text;
 }
 
+TEST(Index, TheQuickWayTakesNothingThatTheLongWayRefuses) {
+    std::string text = index_text({{"a", "x.safetensors"}, {"b", "y.safetensors"}}, 70);
+    text.resize(text.rfind('}'));
+    std::size_t taken = 0;
+    for_each_change(text, [&](const std::string& changed) {
+        const auto quick = parse_index(changed + '}', "i");
+        const auto longer = parse_index(changed + R"(,"more":0})", "i");
+        EXPECT_TRUE(same(quick, longer)) << changed;
+        taken += quick.has_value() ? 1 : 0;
+    });
+    EXPECT_GT(taken, 20u);
+}
+
 TEST(Index, RefusesWhatIsWrong) {
     for (const char* text : {"", "[]", "{}", "{\"weight_map\":[]}", "{\"weight_map\":{\"a\":1}}",
                              "{\"weight_map\":{}} x",
                              "{\"weight_map\":{\"a\":\"x.safetensors\",\"a\":\"y.safetensors\"}}",
+                             R"({"metadata":{"total_size":1},"weight_map":{"a":"x.safetensors",)"
+                             R"("a":"y.safetensors"}})",
                              "{\"weight_map\":{\"\xff\":\"x.safetensors\"}}"}) {
         auto parsed = parse_index(text, "i");
         ASSERT_FALSE(parsed) << text;
@@ -160,6 +213,18 @@ TEST(StrictJson, TakesTimeInProportionToTheText) {
     const auto parsed = parse_strict_json(text, 4, Errc::checkpoint_bad_index, "read", "f");
     ASSERT_TRUE(parsed) << parsed.error().message();
     EXPECT_EQ(parsed->size(), members);
+}
+
+TEST(StrictJson, ReadsEveryKindOfValueEverywhere) {
+    for (const std::string value :
+         {"null", "true", "false", "0", "-7", "18446744073709551615", "1.5", R"("a\u00e9\n")", "[]",
+          "{}", R"([1,[null,{"b":2}],{}])"})
+        for (const std::string& text : {value, '[' + value + ',' + value + ']',
+                                        R"({"a":)" + value + R"(,"":)" + value + '}'}) {
+            const auto parsed = parse_strict_json(text, 4, Errc::checkpoint_bad_index, "read", "f");
+            ASSERT_TRUE(parsed) << text << ": " << parsed.error().message();
+            EXPECT_EQ(*parsed, nlohmann::json::parse(text)) << text;
+        }
 }
 
 TEST(StrictJson, NamesTheRuleThatIsBroken) {

@@ -1,5 +1,6 @@
 // Whole saves and loads, over every backend, ranks, layouts and shardings.
 #include <filesystem>
+#include <ostream>
 
 #include <gtest/gtest.h>
 
@@ -19,6 +20,11 @@ struct Case {
     Sharding load;
     std::uint32_t files;
 };
+
+// GoogleTest would print the bytes, those between the members too.
+void PrintTo(const Case& c, std::ostream* out) {
+    *out << c.save.ranks << " to " << c.load.ranks;
+}
 
 std::string case_name(const testing::TestParamInfo<Case>& info) {
     const Case& c = info.param;

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include "../changed_text.hpp"
 #include "entries.hpp"
 #include "safetensors/header.hpp"
 #include "utf8.hpp"
@@ -104,6 +105,28 @@ RC_GTEST_PROP(HeaderProperty, TheQuickWayReadsWhatTheLongWayReads, ()) {
     RC_ASSERT(longer.has_value());
     longer->data_begin = quick->data_begin;
     RC_ASSERT(*quick == *longer);
+}
+
+// A field that nobody knows leads past the quick way.
+TEST(HeaderChange, TheQuickWayTakesNothingThatTheLongWayRefuses) {
+    std::vector<TensorEntry> tensors{{.name = "a", .dtype = Dtype::f32, .shape = {2, 3}},
+                                     {.name = "bc", .dtype = Dtype::u8, .shape = {}}};
+    ASSERT_TRUE(assign_offsets(tensors));
+    const std::string head = value_or_throw(write_entries(tensors, {{"format", "pt"}}, 8));
+    const auto read = [&](const std::string& text) {
+        auto header = parse_header(text, 8 + text.size() + tensors.back().data.end, "f");
+        if (header)
+            header->data_begin = 0;
+        return header;
+    };
+    std::size_t taken = 0;
+    test::for_each_change(head.substr(8, head.rfind("}}") - 8), [&](const std::string& changed) {
+        const auto quick = read(changed + "}}");
+        const auto longer = read(changed + R"(,"more":0}})");
+        EXPECT_TRUE(test::same(quick, longer)) << changed;
+        taken += quick.has_value() ? 1 : 0;
+    });
+    EXPECT_GT(taken, 20u); // other names and metadata
 }
 
 RC_GTEST_PROP(HeaderProperty, WhatIsWrittenIsReadBack, ()) {

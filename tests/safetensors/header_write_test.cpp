@@ -138,6 +138,12 @@ TEST(WriteHeader, RefusesWhatNoReaderWouldTake) {
     expect_write_error({}, {{"k", "\xC0\x80"}}, Errc::header_not_utf8);
     expect_write_error({}, {{"\xFF", "v"}}, Errc::header_not_utf8);
     expect_write_error({}, {{"k", "1"}, {"k", "2"}}, Errc::header_duplicate_key);
+    std::vector<std::pair<std::string, std::string>> many(HeaderLimits{}.metadata_entries + 1);
+    for (std::size_t i = 0; i < many.size(); ++i)
+        many[i].first = std::to_string(i);
+    expect_write_error({}, many, Errc::header_bad_metadata);
+    many.pop_back();
+    EXPECT_TRUE(write_entries({}, many));
     expect_write_error({}, {{"k", std::string(100'000'000, 'v')}}, Errc::header_too_large);
 }
 
