@@ -56,8 +56,9 @@ OpenFile::~OpenFile() {
 }
 
 Result<std::vector<OpenFile>> open_all(Reactor& reactor, std::vector<Request> requests) {
+    std::vector<OpenFile> files; // has room before there is something to close
+    files.reserve(requests.size());
     const auto completions = reactor.wait_all(requests);
-    std::vector<OpenFile> files;
     std::optional<Error> error;
     for (std::size_t i = 0; i < completions.size(); ++i)
         if (!completions[i].error)

@@ -19,6 +19,7 @@
 #include "io/reactor_loop.hpp"
 #include "io/threads_backend.hpp"
 #include "io/uring_backend.hpp"
+#include "out_of_memory.hpp"
 
 namespace safering {
 
@@ -167,17 +168,19 @@ Result<std::unique_ptr<Reactor>> create_on(boost::asio::io_context& context,
 Result<std::unique_ptr<Reactor>> Reactor::create(ReactorOptions options) {
     if (auto good = check(options); !good)
         return std::unexpected(std::move(good.error()));
-    // One thread runs it: the context needs no locks of its own beyond those for post().
-    auto context = std::make_unique<boost::asio::io_context>(1);
-    boost::asio::io_context& used = *context;
-    return create_on(used, std::move(context), options);
+    return or_out_of_memory([&] {
+        // One thread runs it: the context needs no locks of its own beyond those for post().
+        auto context = std::make_unique<boost::asio::io_context>(1);
+        boost::asio::io_context& used = *context;
+        return create_on(used, std::move(context), options);
+    });
 }
 
 Result<std::unique_ptr<Reactor>> Reactor::create(boost::asio::io_context& context,
                                                  ReactorOptions options) {
     if (auto good = check(options); !good)
         return std::unexpected(std::move(good.error()));
-    return create_on(context, nullptr, options);
+    return or_out_of_memory([&] { return create_on(context, nullptr, options); });
 }
 
 Reactor::Reactor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -273,7 +276,7 @@ ReactorInfo Reactor::info() const {
 Result<FileSystemInfo> Reactor::file_system(const std::string& directory) {
     if (impl_->forked())
         return fail(Errc::io_forked, "examine file system");
-    return impl_->loop->backend().file_system(directory);
+    return or_out_of_memory([&] { return impl_->loop->backend().file_system(directory); });
 }
 
 BufferPool& Reactor::buffers() {
@@ -292,7 +295,7 @@ Result<PeerHub*> Reactor::peers() {
         return fail(Errc::io_forked, "listen for ranks of this host");
     const std::lock_guard lock(impl_->pool_mutex);
     if (impl_->peers == nullptr) {
-        auto created = PeerHub::create(executor());
+        auto created = or_out_of_memory([&] { return PeerHub::create(executor()); });
         if (!created)
             return std::unexpected(std::move(created.error()));
         impl_->peers = std::move(*created);

@@ -34,12 +34,12 @@ class Doorbell : public std::enable_shared_from_this<Doorbell> {
         const int file = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (file < 0)
             throw std::system_error(posix::last_error(), "eventfd");
-        boost::system::error_code error;
-        descriptor_.assign(file, error);
-        if (!error)
-            return;
-        ::close(file);
-        throw std::system_error(error, "watch an eventfd");
+        try {
+            descriptor_.assign(file);
+        } catch (...) {
+            ::close(file);
+            throw;
+        }
     }
 
     int file() { return descriptor_.native_handle(); }
