@@ -125,14 +125,20 @@ class SAFERING_API Reactor {
 
     /// Queues a batch; the submissions are moved from. Any thread. Never blocks; no handler runs
     /// inside, except in a forked child, where each ends at once in io_forked. What a handler
-    /// throws leaves through io_context::run().
+    /// throws leaves through io_context::run(). Throws std::bad_alloc, and has taken nothing then:
+    /// what has been taken ends in its handler whether there is memory or not.
     void submit(std::span<Submission> batch);
     void submit(Request request, Handler on_complete);
 
-    /// Submits and blocks until the completion. Any thread but the reactor's own (asserted).
+    /// Submits and blocks until the completion. Any thread but the reactor's own (asserted). Needs no
+    /// memory.
     Completion wait(Request request);
     /// Submits together, blocks until all have completed; completions in the order of the requests.
+    /// Throws std::bad_alloc before anything is submitted.
     std::vector<Completion> wait_all(std::vector<Request> requests);
+    /// Closes a descriptor that has nothing left to report, whether there is memory or not. Waits for it
+    /// where that cannot hang: not on the reactor's thread, nor on an embedder's context.
+    void close(int file);
 
     boost::asio::io_context::executor_type executor() const;
     bool running_in_this_thread() const;

@@ -88,7 +88,8 @@ struct Completion {
 };
 
 /// The Error of a failed completion, with the request's own operation, path, offset and length.
-/// `file_name` names the file of requests that carry only a descriptor.
+/// `file_name` names the file of requests that carry only a descriptor. Only the code where there is no memory
+/// for words.
 SAFERING_API Error to_error(const Request& request, const Completion& completion,
                             std::string file_name = {});
 SAFERING_API std::string_view name(Opcode op);

@@ -99,7 +99,8 @@ class SAFERING_API HuggingFaceStorageReader {
 
     /// The same without blocking: resolve_tensor here, on this thread; commit_tensor on the reactor's
     /// thread before the completion (std::exception_ptr, LoadReport). A std::future by default. This reader,
-    /// the planner and the destinations must stay until then.
+    /// the planner and the destinations must stay until then. Where there is no memory even for the completion itself,
+    /// std::bad_alloc is thrown, or completed with at once.
     template <typename Token = boost::asio::use_future_t<>>
     auto async_read_data(const LoadPlan& plan, LoadPlanner& planner, Token&& token = {}) {
         return boost::asio::async_initiate<Token, void(std::exception_ptr, LoadReport)>(
@@ -138,16 +139,21 @@ class SAFERING_API HuggingFaceStorageReader {
         void operator()(CompletionHandler&& handler, const LoadPlan* plan,
                         LoadPlanner* planner) const {
             auto executor = boost::asio::get_associated_executor(handler, reader->executor());
-            auto work = boost::asio::make_work_guard(executor);
+            struct Held {
+                std::decay_t<CompletionHandler> handler;
+                decltype(executor) on;
+                decltype(boost::asio::make_work_guard(executor)) work;
+            };
+            // The handler moves into memory that is there: a promise that were dropped for want of it would
+            // want some to tell its future, and end the process.
+            std::unique_ptr<Held> held(new Held{std::forward<CompletionHandler>(handler), executor,
+                                                boost::asio::make_work_guard(executor)});
             reader->start_read(
                 *plan, *planner,
-                [handler =
-                     std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
-                 executor,
-                 work = std::move(work)](std::exception_ptr error, LoadReport report) mutable {
+                [held = std::move(held)](std::exception_ptr error, LoadReport report) mutable {
                     // Not post(), as this is outside of the job already: a future's would go through
                     // threads of Boost.Asio's, which a forked child of this process does not have.
-                    boost::asio::dispatch(executor, [handler = std::move(handler), error,
+                    boost::asio::dispatch(held->on, [handler = std::move(held->handler), error,
                                                      report = std::move(report)]() mutable {
                         std::move(handler)(error, std::move(report));
                     });

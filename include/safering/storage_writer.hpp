@@ -116,9 +116,11 @@ class SAFERING_API HuggingFaceStorageWriter {
 
     /// Writes a rank's items and fsyncs what it wrote. resolve_data is called here, on this thread; the
     /// rest happens on the reactor. Where the plan has an exchange, ranks wait for each other here, and the death or
-    /// failure of one is the error of those that exchange with it, io_peer_lost. The completion is (std::exception_ptr, WriteResults); a std::future
-    /// (whose get() throws Exception) by default. The memory behind the views, and this writer, must stay
-    /// until then; a view's `owner` is held until its bytes are written.
+    /// failure of one is the error of those that exchange with it, io_peer_lost. The completion is
+    /// (std::exception_ptr, WriteResults); a std::future (whose get() throws Exception) by default. The memory behind the
+    /// views, and this writer, must stay until then; a view's `owner` is held until its bytes are written.
+    /// Memory that ends on the way is the error not_enough_memory; std::bad_alloc is thrown, or completed with at once,
+    /// where there is none even for the completion itself.
     template <typename Token = boost::asio::use_future_t<>>
     auto async_write_data(const SavePlan& plan, SavePlanner& planner, Token&& token = {}) {
         return boost::asio::async_initiate<Token, void(std::exception_ptr, WriteResults)>(
@@ -177,16 +179,21 @@ class SAFERING_API HuggingFaceStorageWriter {
         void operator()(CompletionHandler&& handler, const SavePlan* plan,
                         SavePlanner* planner) const {
             auto executor = boost::asio::get_associated_executor(handler, writer->executor());
-            auto work = boost::asio::make_work_guard(executor);
+            struct Held {
+                std::decay_t<CompletionHandler> handler;
+                decltype(executor) on;
+                decltype(boost::asio::make_work_guard(executor)) work;
+            };
+            // The handler moves into memory that is there: a promise that were dropped for want of it would
+            // want some to tell its future, and end the process.
+            std::unique_ptr<Held> held(new Held{std::forward<CompletionHandler>(handler), executor,
+                                                boost::asio::make_work_guard(executor)});
             writer->start_write(
                 *plan, *planner,
-                [handler =
-                     std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
-                 executor,
-                 work = std::move(work)](std::exception_ptr error, WriteResults results) mutable {
+                [held = std::move(held)](std::exception_ptr error, WriteResults results) mutable {
                     // Not post(), as this is outside of the job already: a future's would go through
                     // threads of Boost.Asio's, which a forked child of this process does not have.
-                    boost::asio::dispatch(executor, [handler = std::move(handler), error,
+                    boost::asio::dispatch(held->on, [handler = std::move(held->handler), error,
                                                      results = std::move(results)]() mutable {
                         std::move(handler)(error, std::move(results));
                     });

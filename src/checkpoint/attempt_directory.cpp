@@ -15,6 +15,7 @@
 #include "checkpoint/perform.hpp"
 #include "checkpoint/removal.hpp"
 #include "checkpoint/step_name.hpp"
+#include "out_of_memory.hpp"
 
 namespace safering::checkpoint {
 
@@ -63,10 +64,15 @@ struct HeadsUnderWay::Writing : std::enable_shared_from_this<Writing> {
     }
 
     void sync() {
-        if (error)
-            return ended.set_value();
-        submit(requests([](std::size_t) { return Request{.op = Opcode::fsync}; }),
-               [self = shared_from_this()] { self->ended.set_value(); });
+        const bool begun = !error && had_memory([this] {
+            submit(requests([](std::size_t) { return Request{.op = Opcode::fsync}; }),
+                   [self = shared_from_this()] { self->ended.set_value(); });
+        });
+        if (begun)
+            return;
+        if (!error)
+            error = out_of_memory();
+        ended.set_value();
     }
 
     std::vector<Request> requests(auto&& make) const {
@@ -136,11 +142,11 @@ Result<HeadsUnderWay> create_attempt_directory(Reactor& reactor, const std::stri
             reactor, std::vector(begin, begin + static_cast<std::ptrdiff_t>(count)));
         auto created = heads.wait();
         if (created)
-            created = writing->begin(directory);
+            created = or_out_of_memory([&] { return writing->begin(directory); });
         if (!created) {
             // The first error is the one to report. What might be left carries the attempt's name and is
             // cleaned away by the next save that succeeds.
-            (void)remove_attempt_directory(reactor, directory);
+            (void)or_out_of_memory([&] { return remove_attempt_directory(reactor, directory); });
             return std::unexpected(std::move(created.error()));
         }
         heads = HeadsUnderWay(std::move(writing));
@@ -217,7 +223,8 @@ Result<std::set<std::string>> switching_attempts(Reactor& reactor, const std::st
         auto redo = read_redo_record(reactor, join(parent, entry.name));
         if (redo && *redo)
             switching.insert((*redo)->directory);
-        else if (!redo && targets.contains(entry.name)) // others' directories may be anything
+        else if (!redo && (targets.contains(entry.name) || // others' directories may be anything
+                           redo.error().code == std::errc::not_enough_memory))
             return std::unexpected(std::move(redo.error()));
     }
     return switching;

@@ -2,11 +2,14 @@
 #pragma once
 
 #include <exception>
+#include <new>
 #include <string>
 #include <type_traits>
 #include <utility>
 
 #include <safering/error.hpp>
+
+#include "out_of_memory.hpp"
 
 namespace safering::checkpoint {
 
@@ -18,18 +21,21 @@ template <typename F>
 std::invoke_result_t<F> catching(const char* operation, F&& call) {
     try {
         return std::forward<F>(call)();
+    } catch (const std::bad_alloc&) {
+        return std::unexpected(out_of_memory());
     } catch (const std::exception& thrown) {
         return std::unexpected(error_of(thrown, operation));
     }
 }
 
-/// What `call`, which gives a Result, gives or throws; `tell` hears why where it fails.
+/// What `call`, which gives a Result, gives or throws, but for want of memory, which is an Error; `tell` hears why
+/// where it fails.
 template <typename F, typename Tell>
 std::invoke_result_t<F> telling(F&& call, Tell&& tell) {
     try {
-        auto result = std::forward<F>(call)();
+        auto result = or_out_of_memory(std::forward<F>(call));
         if (!result)
-            tell(result.error().message());
+            (void)had_memory([&] { tell(result.error().message()); });
         return result;
     } catch (const std::exception& thrown) {
         tell(thrown.what());

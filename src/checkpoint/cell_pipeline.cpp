@@ -17,11 +17,21 @@ std::size_t most_in_transfer(std::size_t buffers) {
     return buffers - buffers / 3;
 }
 
+template <typename T>
+T take_first(std::vector<T>& row) {
+    T first = std::move(row.front());
+    row.erase(row.begin());
+    return first;
+}
+
 } // namespace
 
 CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress, std::stop_token stop)
     : reactor_(reactor), op_(op), progress_(std::move(progress)), stop_(std::move(stop)),
       most_in_transfer_(most_in_transfer(reactor.info().buffer_count)), timer_(reactor.executor()) {
+    const std::size_t buffers = reactor.info().buffer_count;
+    loaded_.reserve(buffers);
+    ended_.reserve(buffers);
 }
 CellPipeline::~CellPipeline() = default;
 
@@ -55,22 +65,23 @@ void CellPipeline::start_cells() {
 void CellPipeline::submit_other(Request request, std::string path,
                                 std::function<void(const Completion&)> on_complete,
                                 std::function<void(Error&)> explain) {
-    ++in_flight_;
     const Request shown{.op = request.op, .path = path};
     reactor_.submit(std::move(request),
                     [self = shared_from_this(), shown, on_complete = std::move(on_complete),
                      explain = std::move(explain)](Completion completion) {
-                        if (completion.error) {
-                            Error error = to_error(shown, completion);
-                            if (explain)
-                                explain(error);
-                            self->fail(std::move(error));
-                        }
+                        if (completion.error)
+                            self->try_step([&] {
+                                Error error = to_error(shown, completion);
+                                if (explain)
+                                    explain(error);
+                                self->fail(std::move(error));
+                            });
                         if (on_complete)
                             on_complete(completion);
                         --self->in_flight_;
                         self->settle();
                     });
+    ++in_flight_;
 }
 
 void CellPipeline::fail(Error error) {
@@ -93,13 +104,16 @@ bool CellPipeline::more_cells() {
 void CellPipeline::acquire() {
     if (acquiring_ || !more_cells())
         return;
-    acquiring_ = true;
-    if (const auto wanted = pause(); wanted > std::chrono::nanoseconds::zero())
-        return acquire_later(wanted);
-    reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
-        boost::asio::post(self->reactor_.executor(), [self, buffer = std::move(buffer)]() mutable {
-            self->acquiring_ = false;
-            self->turn(std::move(buffer));
+    acquiring_ = try_step([this] {
+        if (const auto wanted = pause(); wanted > std::chrono::nanoseconds::zero())
+            return acquire_later(wanted);
+        reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
+            boost::asio::post(
+                self->reactor_.executor(),
+                in_memory(self->acquire_memory_, [self, buffer = std::move(buffer)]() mutable {
+                    self->acquiring_ = false;
+                    self->turn(std::move(buffer));
+                }));
         });
     });
 }
@@ -109,33 +123,35 @@ void CellPipeline::acquire_later(std::chrono::nanoseconds pause) {
     constexpr std::chrono::nanoseconds step = std::chrono::milliseconds(20);
     const auto waited = std::min(pause, step);
     timer_.expires_after(waited);
-    timer_.async_wait([self = shared_from_this(), waited](const boost::system::error_code&) {
-        self->meter_.add_pause(waited);
-        self->acquiring_ = false;
-        self->acquire();
-        self->settle();
-    });
+    timer_.async_wait(in_memory(
+        acquire_memory_, [self = shared_from_this(), waited](const boost::system::error_code&) {
+            self->meter_.add_pause(waited);
+            self->acquiring_ = false;
+            self->acquire();
+            self->settle();
+        }));
 }
 
 void CellPipeline::schedule_turn() {
     if (std::exchange(turn_scheduled_, true))
         return;
-    boost::asio::post(reactor_.executor(), [self = shared_from_this()] {
-        self->turn_scheduled_ = false;
-        self->turn();
-    });
+    boost::asio::post(reactor_.executor(), in_memory(turn_memory_, [self = shared_from_this()] {
+                          self->turn_scheduled_ = false;
+                          self->turn();
+                      }));
 }
 
 void CellPipeline::turn(BufferPool::Buffer buffer) {
-    if (!buffer && !ended_.empty()) {
-        const std::shared_ptr<Cell> cell = std::move(ended_.front());
-        ended_.pop_front();
-        if (end_cell(cell) == Unloaded::now && !reactor_.buffers().contended() &&
-            pause() == std::chrono::nanoseconds::zero())
-            buffer = std::move(cell->buffer);
-    }
-    if (buffer && more_cells())
-        load_next(std::move(buffer));
+    try_step([&] {
+        if (!buffer && !ended_.empty()) {
+            const std::shared_ptr<Cell> cell = take_first(ended_);
+            if (end_cell(cell) == Unloaded::now && !reactor_.buffers().contended() &&
+                pause() == std::chrono::nanoseconds::zero())
+                buffer = std::move(cell->buffer);
+        }
+        if (buffer && more_cells())
+            load_next(std::move(buffer));
+    });
     buffer = {};
     acquire();
     if (!ended_.empty())
@@ -144,8 +160,8 @@ void CellPipeline::turn(BufferPool::Buffer buffer) {
 }
 
 void CellPipeline::load_next(BufferPool::Buffer buffer) {
-    File& file = files_[file_];
     auto cell = std::make_shared<Cell>();
+    File& file = files_[file_];
     cell->file = file_;
     cell->request = &file.plan.requests[file.next++];
     cell->buffer = std::move(buffer);
@@ -153,7 +169,7 @@ void CellPipeline::load_next(BufferPool::Buffer buffer) {
     meter_.add_pieces(file.plan.segments_of(*cell->request).size());
     ++file.in_flight;
     hold();
-    auto loaded = load(cell);
+    auto loaded = or_out_of_memory([&] { return load(cell); });
     if (!loaded)
         fail(std::move(loaded.error()));
     if (!loaded || *loaded == Loaded::now)
@@ -171,63 +187,68 @@ void CellPipeline::begin_transfers() {
         const bool idle = error_ || loaded_.front()->transfers.empty();
         if (!idle && in_transfer_ == most_in_transfer_)
             return;
-        const std::shared_ptr<Cell> cell = std::move(loaded_.front());
-        loaded_.pop_front();
-        if (idle) {
+        const std::shared_ptr<Cell> cell = take_first(loaded_);
+        if (!idle && submit_transfers(cell)) {
+            ++in_transfer_;
+        } else {
             ended_.push_back(cell);
             schedule_turn();
-        } else {
-            ++in_transfer_;
-            submit_transfers(cell);
         }
     }
 }
 
 // A cell of short runs may have a million transfers; the reactor gets them in slices.
-void CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
+bool CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
     constexpr std::size_t at_once = 512;
     File& file = files_[cell->file];
     const std::size_t first = cell->submitted;
-    cell->submitted = std::min(first + at_once, cell->transfers.size());
-    cell->transfers_left = cell->submitted - first;
-    in_flight_ += cell->transfers_left;
-    std::vector<Reactor::Submission> batch;
-    batch.reserve(cell->transfers_left);
-    for (std::size_t i = first; i < cell->submitted; ++i) {
-        const plan::Transfer& transfer = cell->transfers[i];
-        (transfer.direct ? file.direct_used : file.buffered_used) = true;
-        meter_.add_request(transfer.range.size(), transfer.direct);
-        const std::uint64_t needed_end = op_ == Opcode::read
-                                             ? std::min(transfer.range.end, file.file_bytes)
-                                             : transfer.range.end;
-        Request request{.op = op_,
-                        .file = transfer.direct ? file.direct : file.buffered,
-                        .data = cell->image + (transfer.range.begin - cell->image_begin),
-                        .length = transfer.range.size(),
-                        .offset = transfer.range.begin,
-                        .minimum = needed_end - transfer.range.begin};
-        batch.push_back(
-            {std::move(request),
-             [self = shared_from_this(), cell, range = transfer.range](
-                 const Completion& completion) { self->end_transfer(cell, range, completion); }});
-    }
-    meter_.submitted(batch.size());
-    reactor_.submit(batch);
+    const std::size_t end = std::min(first + at_once, cell->transfers.size());
+    const bool submitted = try_step([&] {
+        std::vector<Reactor::Submission> batch;
+        batch.reserve(end - first);
+        for (std::size_t i = first; i < end; ++i) {
+            const plan::Transfer& transfer = cell->transfers[i];
+            (transfer.direct ? file.direct_used : file.buffered_used) = true;
+            meter_.add_request(transfer.range.size(), transfer.direct);
+            const std::uint64_t needed_end = op_ == Opcode::read
+                                                 ? std::min(transfer.range.end, file.file_bytes)
+                                                 : transfer.range.end;
+            Request request{.op = op_,
+                            .file = transfer.direct ? file.direct : file.buffered,
+                            .data = cell->image + (transfer.range.begin - cell->image_begin),
+                            .length = transfer.range.size(),
+                            .offset = transfer.range.begin,
+                            .minimum = needed_end - transfer.range.begin};
+            batch.push_back(
+                {std::move(request), [self = shared_from_this(), cell,
+                                      range = transfer.range](const Completion& completion) {
+                     self->end_transfer(cell, range, completion);
+                 }});
+        }
+        reactor_.submit(batch);
+    });
+    if (!submitted)
+        return false;
+    meter_.submitted(end - first);
+    cell->submitted = end;
+    cell->transfers_left = end - first;
+    in_flight_ += end - first;
+    return true;
 }
 
 void CellPipeline::end_transfer(const std::shared_ptr<Cell>& cell, ByteRange range,
                                 const Completion& completion) {
     if (completion.error)
-        fail(to_error({.op = op_, .length = range.size(), .offset = range.begin}, completion,
-                      files_[cell->file].path));
+        try_step([&] {
+            fail(to_error({.op = op_, .length = range.size(), .offset = range.begin}, completion,
+                          files_[cell->file].path));
+        });
     --in_flight_;
     meter_.ended(completion.retries);
     if (--cell->transfers_left != 0)
         return;
-    if (!error_ && cell->submitted < cell->transfers.size()) {
-        submit_transfers(cell);
+    if (!error_ && cell->submitted < cell->transfers.size() && submit_transfers(cell))
         return;
-    }
     --in_transfer_;
     ended_.push_back(cell);
     begin_transfers(); // before the copies of the turn
@@ -237,12 +258,12 @@ void CellPipeline::end_transfer(const std::shared_ptr<Cell>& cell, ByteRange ran
 CellPipeline::Unloaded CellPipeline::end_cell(const std::shared_ptr<Cell>& cell) {
     if (!error_) {
         hold();
-        const auto unloaded = unload(cell);
+        auto unloaded = or_out_of_memory([&] { return unload(cell); });
         if (unloaded && *unloaded == Unloaded::later)
             return Unloaded::later;
         --in_flight_;
         if (!unloaded)
-            fail(unloaded.error());
+            fail(std::move(unloaded.error()));
     }
     settle_cell(*cell);
     return Unloaded::now;
@@ -250,7 +271,7 @@ CellPipeline::Unloaded CellPipeline::end_cell(const std::shared_ptr<Cell>& cell)
 
 // The turn comes with the loop, not inside whatever calls here.
 void CellPipeline::finish_unloading(const std::shared_ptr<Cell>& cell) {
-    settle_cell(*cell);
+    try_step([&] { settle_cell(*cell); });
     boost::asio::post(reactor_.executor(), [self = shared_from_this(), cell]() {
         --self->in_flight_;
         BufferPool::Buffer buffer;

@@ -10,12 +10,13 @@
 //      one copy, then the loop goes round, so that the disk gets its next request between two copies and
 //      not after all of them.
 //   4. The first error, or a stop that is asked for, ends the issue of new cells; on_idle() follows when all that was in flight has ended.
+// Memory may end at any of this, and what has begun must end all the same: nothing between a completion and the end
+// of its cell needs any, and what does need some (a copy, the next cell) fails the pipeline where there is none.
 // All of it on the reactor's executor. The copy runs there too: the buffer is hot in that core's cache and a
 // single thread copies and digests faster than a disk writes (measured: a second thread only costs).
 #pragma once
 
 #include <chrono>
-#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -29,6 +30,8 @@
 
 #include "checkpoint/work_meter.hpp"
 #include "io/buffer_pool.hpp"
+#include "io/handler_memory.hpp"
+#include "out_of_memory.hpp"
 #include "plan/box.hpp"
 #include "plan/request_planner.hpp"
 
@@ -101,10 +104,19 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     void start_cells();
     /// Submits something beside the cells; idle() waits for it too. An error of it fails the pipeline, after
     /// `explain` has said what it means.
+    /// Throws std::bad_alloc, and has submitted nothing then.
     void submit_other(Request request, std::string path,
                       std::function<void(const Completion&)> on_complete = {},
                       std::function<void(Error&)> explain = {});
     void fail(Error error);
+    /// What `step` finds no memory for is the pipeline's failure. Whether it found it.
+    template <typename F>
+    bool try_step(F&& step) {
+        if (had_memory(std::forward<F>(step)))
+            return true;
+        fail(out_of_memory());
+        return false;
+    }
     /// The first error, before anything else ends because of it.
     virtual void on_fail(const Error&) {}
     /// Something else is in flight, or has ended: on_idle() waits for it.
@@ -133,7 +145,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     void schedule_turn();
     void load_next(BufferPool::Buffer buffer);
     void begin_transfers();
-    void submit_transfers(const std::shared_ptr<Cell>& cell);
+    bool submit_transfers(const std::shared_ptr<Cell>& cell);
     Unloaded end_cell(const std::shared_ptr<Cell>& cell);
     void settle_cell(const Cell& cell);
     void end_transfer(const std::shared_ptr<Cell>& cell, ByteRange range,
@@ -149,11 +161,14 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     // Cells on their way to the disk: loaded, in transfer, and ended.
     const std::size_t most_in_transfer_;
     std::size_t in_transfer_ = 0;
-    std::deque<std::shared_ptr<Cell>> loaded_;
-    std::deque<std::shared_ptr<Cell>> ended_;
+    // Each has a buffer, so that they have room for all from the start.
+    std::vector<std::shared_ptr<Cell>> loaded_;
+    std::vector<std::shared_ptr<Cell>> ended_;
     bool acquiring_ = false;
+    HandlerMemory acquire_memory_;
     boost::asio::steady_timer timer_;
     bool turn_scheduled_ = false;
+    HandlerMemory turn_memory_;
     bool cells_started_ = false;
 };
 

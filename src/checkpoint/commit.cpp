@@ -1,6 +1,7 @@
 #include "checkpoint/commit.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -8,6 +9,7 @@
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/strict_json.hpp"
+#include "out_of_memory.hpp"
 
 namespace safering::checkpoint {
 
@@ -102,6 +104,8 @@ void StepMachine::complete(std::span<const Completion> completions) {
     // A failed batch may still have opened files; the machine must see them to release them.
     if (!releasing)
         advance(completions);
+    else
+        close_files([](int) {}); // this batch has
 }
 
 RedoSwitch::RedoSwitch(TargetPath target, RedoRecord record, Part part)
@@ -265,6 +269,12 @@ bool MetadataCommit::tolerated(const Request& request, const Completion& complet
     return request.op == Opcode::rename && !input_.target_present && is_not_empty(completion);
 }
 
+void MetadataCommit::close_files(const std::function<void(int)>& close) {
+    for (Record& record : records_)
+        if (record.file >= 0)
+            close(std::exchange(record.file, -1));
+}
+
 std::vector<Request> MetadataCommit::release() {
     std::vector<Request> batch;
     for (const Record& record : records_)
@@ -274,11 +284,16 @@ std::vector<Request> MetadataCommit::release() {
 }
 
 Result<void> drive(Reactor& reactor, StepMachine& machine) {
-    for (auto batch = machine.next(); !batch.empty(); batch = machine.next())
-        machine.complete(reactor.wait_all(std::move(batch)));
-    if (machine.error())
-        return std::unexpected(*machine.error());
-    return {};
+    auto done = or_out_of_memory([&]() -> Result<void> {
+        for (auto batch = machine.next(); !batch.empty(); batch = machine.next())
+            machine.complete(reactor.wait_all(std::move(batch)));
+        if (machine.error())
+            return std::unexpected(*machine.error());
+        return {};
+    });
+    if (!done)
+        machine.close_files([&reactor](int file) { reactor.close(file); });
+    return done;
 }
 
 namespace {

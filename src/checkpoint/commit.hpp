@@ -28,6 +28,7 @@
 // another one can begin. Who clears an attempt of another process away revokes it first: attempt_directory.hpp.
 #pragma once
 
+#include <functional>
 #include <optional>
 #include <span>
 #include <string>
@@ -66,6 +67,8 @@ class StepMachine {
     void complete(std::span<const Completion> completions);
     /// The first failure.
     const std::optional<Error>& error() const { return error_; }
+    /// Gives up what is still open, where there is no memory for a batch that would close it.
+    virtual void close_files(const std::function<void(int)>&) {}
 
   protected:
     /// The requests of the current step, or nothing where there are no more; may skip empty steps.
@@ -145,6 +148,7 @@ class MetadataCommit final : public StepMachine {
     /// The target was absent when the commit was prepared and is there now: commit again with it present.
     bool target_appeared() const { return target_appeared_; }
     const RedoRecord& redo_record() const { return redo_; }
+    void close_files(const std::function<void(int)>& close) override;
 
   protected:
     std::vector<Request> step() override;
@@ -181,7 +185,8 @@ class MetadataCommit final : public StepMachine {
     bool target_appeared_ = false;
 };
 
-/// Carries a machine's batches to the reactor until it ends. Blocks.
+/// Carries a machine's batches to the reactor until it ends. Blocks. Want of memory is an Error too: the machine knows
+/// how far it came.
 Result<void> drive(Reactor& reactor, StepMachine& machine);
 
 /// The redo record of a target directory, if it has one. Errors: checkpoint_bad_manifest, checkpoint_not_a_file,

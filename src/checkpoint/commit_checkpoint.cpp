@@ -7,6 +7,7 @@
 #include "checkpoint/index.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
+#include "out_of_memory.hpp"
 #include "plan/layout.hpp"
 
 namespace safering::checkpoint {
@@ -72,14 +73,9 @@ Result<std::vector<std::string>> stale_files(Reactor& reactor, const CommitInput
     return stale;
 }
 
-} // namespace
-
-CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
-    CommitOutcome outcome;
-    const auto failed = [&](Error error) {
-        outcome.error = std::move(error);
-        return std::move(outcome);
-    };
+// Says in `outcome` at once what cannot be undone: an exception may follow.
+Result<void> commit_into(Reactor& reactor, CommitInput& input, CommitOutcome& outcome) {
+    const auto failed = [](Error error) { return std::unexpected(std::move(error)); };
     auto present = is_directory(reactor, input.target.path);
     if (!present)
         return failed(std::move(present.error()));
@@ -114,7 +110,7 @@ CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
         if (commit.committed()) {
             outcome.replaced = input.target_present;
             if (!input.target_present)
-                break;
+                return {};
             if (auto switched =
                     run_switch(reactor, input.target, commit.redo_record(), outcome.notes);
                 !switched) {
@@ -123,13 +119,27 @@ CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
                                            "moving its files";
                 return failed(std::move(switched.error()));
             }
-            break;
+            return {};
         }
         SAFERING_ASSERT(commit.target_appeared());
         input.records_written = true;
     }
-    std::ranges::move(remove_older_attempts(reactor, input.target, input.attempt),
-                      std::back_inserter(outcome.notes));
+}
+
+} // namespace
+
+CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
+    CommitOutcome outcome;
+    auto committed = or_out_of_memory([&] { return commit_into(reactor, input, outcome); });
+    if (!committed) {
+        outcome.error = std::move(committed.error());
+        return outcome;
+    }
+    // The save has succeeded: what memory is lacking for now is left for the next one.
+    (void)had_memory([&] {
+        std::ranges::move(remove_older_attempts(reactor, input.target, input.attempt),
+                          std::back_inserter(outcome.notes));
+    });
     return outcome;
 }
 

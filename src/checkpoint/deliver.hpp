@@ -2,6 +2,9 @@
 #pragma once
 
 #include <exception>
+#include <functional>
+#include <memory>
+#include <new>
 #include <utility>
 
 #include <boost/asio/io_context.hpp>
@@ -9,24 +12,64 @@
 
 #include <safering/error.hpp>
 
+#include "io/handler_memory.hpp"
+
 namespace safering::checkpoint {
 
-/// Calls handler(std::exception_ptr, Value) on the reactor's executor; at once where this is a forked child
-/// of the reactor's process, in which nobody runs that executor.
-template <typename Value, typename Handler>
-void deliver(const boost::asio::io_context::executor_type& executor, Result<Value> result,
-             Handler handler) {
-    const bool forked = !result && result.error().code == Errc::io_forked;
-    auto call = [result = std::move(result), handler = std::move(handler)]() mutable {
-        if (result)
-            handler(nullptr, std::move(*result));
+/// Made before anything begins, so that the end can be told when there is no memory left.
+template <typename Value>
+class Delivery {
+  public:
+    using Executor = boost::asio::io_context::executor_type;
+    using Handler = std::move_only_function<void(std::exception_ptr, Value)>;
+
+    Delivery(Executor executor, Handler handler)
+        : executor_(std::move(executor)), handler_(std::move(handler)) {}
+
+    /// Nothing where there is no memory for one; `handler` has heard of that then, at once.
+    static std::unique_ptr<Delivery> make(Executor executor, Handler& handler) {
+        try {
+            // The handler moves once there is a place for it.
+            return std::unique_ptr<Delivery>(new Delivery(std::move(executor), std::move(handler)));
+        } catch (const std::bad_alloc&) {
+            handler(std::make_exception_ptr(std::bad_alloc()), {});
+            return nullptr;
+        }
+    }
+
+    /// Calls the handler on the reactor's executor; at once where this is a forked child of the reactor's
+    /// process, in which nobody runs that executor.
+    static void end(std::unique_ptr<Delivery> delivery, Result<Value> result) {
+        const bool forked = !result && result.error().code == Errc::io_forked;
+        Delivery& ending = *delivery;
+        ending.result_ = std::move(result);
+        if (forked)
+            return ending.call();
+        boost::asio::post(
+            ending.executor_,
+            in_memory(ending.memory_, [delivery = std::move(delivery)] { delivery->call(); }));
+    }
+
+  private:
+    void call() {
+        if (result_)
+            handler_(nullptr, std::move(*result_));
         else
-            handler(std::make_exception_ptr(Exception(std::move(result.error()))), {});
-    };
-    if (forked)
-        call();
-    else
-        boost::asio::post(executor, std::move(call));
-}
+            handler_(exception_of(std::move(result_.error())), {});
+    }
+    // std::bad_alloc where there is no memory for the Exception's words.
+    static std::exception_ptr exception_of(Error error) {
+        try {
+            return std::make_exception_ptr(Exception(std::move(error)));
+        } catch (...) {
+            return std::current_exception();
+        }
+    }
+
+    Executor executor_;
+    Handler handler_;
+    Result<Value> result_{};
+    HandlerMemory memory_;
+};
 
 } // namespace safering::checkpoint

@@ -9,6 +9,7 @@
 #include <safering/byte_range.hpp>
 
 #include "io/buffer_pool.hpp"
+#include "out_of_memory.hpp"
 #include "plan/copy_kernels.hpp"
 
 namespace safering::checkpoint {
@@ -69,10 +70,24 @@ class LargeRead : public std::enable_shared_from_this<LargeRead> {
             return ended_.set_value();
         if (!piece->bounced)
             return submit(*piece, {});
-        reactor_.buffers().acquire(
-            [self = shared_from_this(), piece = *piece](BufferPool::Buffer buffer) {
-                self->submit(piece, std::move(buffer));
-            });
+        const bool asked = had_memory([&] {
+            reactor_.buffers().acquire(
+                [self = shared_from_this(), piece = *piece](BufferPool::Buffer buffer) {
+                    self->submit(piece, std::move(buffer));
+                });
+        });
+        if (!asked)
+            give_up();
+    }
+
+    // This chain ends, and the others with their next piece.
+    void give_up() {
+        {
+            const std::lock_guard lock(mutex_);
+            if (!error_)
+                error_ = out_of_memory();
+        }
+        next();
     }
 
     void submit(const Piece& piece, BufferPool::Buffer buffer) {
@@ -85,19 +100,26 @@ class LargeRead : public std::enable_shared_from_this<LargeRead> {
                               .offset = piece.range.begin,
                               .minimum =
                                   std::min(piece.range.end, wanted_.end) - piece.range.begin};
-        reactor_.submit(request, [self = shared_from_this(), piece, buffer = std::move(buffer)](
-                                     const Completion& completion) mutable {
-            self->end(piece, std::move(buffer), completion);
+        const bool submitted = had_memory([&] {
+            reactor_.submit(request, [self = shared_from_this(), piece, buffer = std::move(buffer)](
+                                         const Completion& completion) mutable {
+                self->end(piece, std::move(buffer), completion);
+            });
         });
+        if (!submitted)
+            give_up();
     }
 
     void end(const Piece& piece, BufferPool::Buffer buffer, const Completion& completion) {
         if (completion.error) {
             const std::lock_guard lock(mutex_);
-            if (!error_)
-                error_ = to_error(
-                    {.op = Opcode::read, .length = piece.range.size(), .offset = piece.range.begin},
-                    completion, path_);
+            if (!error_ && !had_memory([&] {
+                    error_ = to_error({.op = Opcode::read,
+                                       .length = piece.range.size(),
+                                       .offset = piece.range.begin},
+                                      completion, path_);
+                }))
+                error_ = Error{.code = completion.error};
         } else if (piece.bounced) {
             const std::uint64_t begin = std::max(piece.range.begin, wanted_.begin);
             const std::uint64_t end = std::min(piece.range.end, wanted_.end);

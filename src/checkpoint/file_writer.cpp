@@ -9,6 +9,7 @@
 
 #include "checkpoint/step_name.hpp"
 #include "io/huge_memory.hpp"
+#include "out_of_memory.hpp"
 #include "plan/copy_kernels.hpp"
 
 namespace safering::checkpoint {
@@ -39,7 +40,7 @@ FileWriter::FileWriter(std::shared_ptr<Reactor> reactor, TargetPath target)
 
 FileWriter::~FileWriter() {
     // What is left then has a name that the next file of this target tidies up.
-    (void)abandon();
+    (void)or_out_of_memory([this] { return abandon(); });
 }
 
 Result<std::unique_ptr<FileWriter>> FileWriter::create(std::shared_ptr<Reactor> reactor,
@@ -168,19 +169,29 @@ Result<void> FileWriter::send() {
         const std::lock_guard lock(mutex_);
         ++in_flight_;
     }
-    reactor_->submit({.op = Opcode::write,
-                      .file = file_.descriptor(),
-                      .data = current_,
-                      .length = length,
-                      .offset = offset_},
-                     [this, shown, buffer = current_](const Completion& completion) {
-                         const std::lock_guard lock(mutex_);
-                         if (completion.error && !error_)
-                             error_ = to_error(shown, completion);
-                         free_.push_back(buffer);
-                         --in_flight_;
-                         ended_.notify_all(); // under the lock: the writer may be gone right after
-                     });
+    const bool submitted = had_memory([&] {
+        reactor_->submit(
+            {.op = Opcode::write,
+             .file = file_.descriptor(),
+             .data = current_,
+             .length = length,
+             .offset = offset_},
+            [this, shown, buffer = current_](const Completion& completion) {
+                const std::lock_guard lock(mutex_);
+                if (completion.error && !error_)
+                    error_ = to_error(shown, completion);
+                free_.push_back(buffer); // where it was before
+                --in_flight_;
+                ended_.notify_all(); // under the lock: the writer may be gone right after
+            });
+    });
+    if (!submitted) {
+        const std::lock_guard lock(mutex_);
+        --in_flight_;
+        if (!error_)
+            error_ = out_of_memory();
+        return std::unexpected(*error_);
+    }
     current_ = nullptr;
     offset_ += filled_;
     filled_ = 0;

@@ -3,6 +3,7 @@
 #include <array>
 #include <mutex>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #include <fmt/format.h>
@@ -45,8 +46,9 @@ struct Counters {
 
 // Never destroyed: a thread may end a job while the process ends.
 Counters& counters() {
-    static auto* const all = new Counters;
-    return *all;
+    static constinit Counters all;
+    static_assert(std::is_trivially_destructible_v<Counters>);
+    return all;
 }
 
 class Text {

@@ -99,9 +99,9 @@ class Opening {
                              .mode = strict_ ? OpenMode::read_strict : OpenMode::read,
                              .caching = Caching::direct,
                              .path = path});
+        // All that did open, before an error of one ends this; with room for them before.
+        std::vector<OpenFile> descriptors(opens.size());
         const auto opened = reactor_.wait_all(opens);
-        // All that did open, before an error of one ends this.
-        std::vector<OpenFile> descriptors(opened.size());
         for (std::size_t i = 0; i < opened.size(); ++i)
             if (!opened[i].error)
                 descriptors[i] = OpenFile(reactor_, opened[i]);

@@ -51,19 +51,14 @@ OpenFile& OpenFile::operator=(OpenFile&& other) noexcept {
 }
 
 OpenFile::~OpenFile() {
-    if (descriptor_ < 0)
-        return;
-    Request close{.op = Opcode::close, .file = descriptor_};
-    // Waited for, so that who destroys a reader may unmount; but only where waiting cannot hang.
-    if (reactor_->has_own_thread() && !reactor_->running_in_this_thread())
-        reactor_->wait(std::move(close));
-    else
-        reactor_->submit(std::move(close), [](const Completion&) {});
+    if (descriptor_ >= 0)
+        reactor_->close(descriptor_); // waits, so that who destroys a reader may unmount
 }
 
 Result<std::vector<OpenFile>> open_all(Reactor& reactor, std::vector<Request> requests) {
+    std::vector<OpenFile> files; // has room before there is something to close
+    files.reserve(requests.size());
     const auto completions = reactor.wait_all(requests);
-    std::vector<OpenFile> files;
     std::optional<Error> error;
     for (std::size_t i = 0; i < completions.size(); ++i)
         if (!completions[i].error)

@@ -138,15 +138,16 @@ void ReadJob::add_file(std::uint32_t stored, plan::RequestPlan requests) {
 }
 
 void ReadJob::start(Handler handler) {
-    handler_ = std::move(handler);
     interval_.begin("read_data");
-    boost::asio::post(reactor_.executor(),
-                      [self = std::static_pointer_cast<ReadJob>(shared_from_this())] {
-                          if (self->exchange_)
-                              self->begin_exchange();
-                          else
-                              self->start_cells();
-                      });
+    handler_ = std::move(handler);
+    boost::asio::post(
+        reactor_.executor(),
+        in_memory(start_memory_, [self = std::static_pointer_cast<ReadJob>(shared_from_this())] {
+            if (self->exchange_)
+                self->begin_exchange();
+            else
+                self->start_cells();
+        }));
 }
 
 Result<LoadReport> ReadJob::run() {
@@ -246,18 +247,20 @@ void ReadJob::on_idle() {
     items_.clear(); // the owners' memory is the caller's alone before it hears of the end
     interval_.end();
     report_.work = meter_.report();
+    if (!error_)
+        try_step([&] {
+            report_.reactor = reactor_.info();
+            report_.notes = checkpoint_.notes;
+            trace::add_problem(report_.notes);
+            if (!report_.exchange.reason.empty())
+                report_.notes.push_back("this rank took from others through shared memory: " +
+                                        report_.exchange.reason);
+        });
     metrics::add_read(report_, error_ ? metrics::Outcome::failed : metrics::Outcome::good);
-    if (error_) {
+    if (error_)
         handler(std::unexpected(std::move(*error_)));
-        return;
-    }
-    report_.reactor = reactor_.info();
-    report_.notes = checkpoint_.notes;
-    trace::add_problem(report_.notes);
-    if (!report_.exchange.reason.empty())
-        report_.notes.push_back("this rank took from others through shared memory: " +
-                                report_.exchange.reason);
-    handler(std::move(report_));
+    else
+        handler(std::move(report_));
 }
 
 } // namespace safering::checkpoint

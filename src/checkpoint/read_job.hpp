@@ -105,6 +105,7 @@ class ReadJob final : public CellPipeline {
     std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     LoadReport report_;
     trace::Interval interval_;
+    HandlerMemory start_memory_;
     Handler handler_;
 };
 

@@ -155,7 +155,7 @@ void ReadJob::on_exchange_done() {
 void ReadJob::on_fail(const Error& error) {
     if (!exchange_)
         return;
-    exchange_->give_up(error.message());
+    (void)had_memory([&] { exchange_->give_up(error.message()); }); // the end tells them as well
     for (const auto& cell : std::exchange(given_, {}))
         finish_unloading(cell);
     boost::asio::post(reactor_.executor(),

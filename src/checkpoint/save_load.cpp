@@ -9,6 +9,7 @@
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/write_job.hpp"
 #include "io/huge_memory.hpp"
+#include "out_of_memory.hpp"
 #include "plan/layout.hpp"
 #include "safetensors/header.hpp"
 
@@ -97,18 +98,18 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
         return std::unexpected(std::move(heads.error()));
     WorkReport work;
     double commit_seconds = 0;
-    auto written = write_attempt(reactor, plan, planner, work);
+    auto written = or_out_of_memory([&] { return write_attempt(reactor, plan, planner, work); });
     if (auto durable = heads->wait(); written && !durable)
         written = std::unexpected(std::move(durable.error()));
     auto published = [&]() -> Result<void> {
         if (!written)
             return std::unexpected(std::move(written.error()));
         const WorkMeter::Phase committing(commit_seconds);
-        return publish(reactor, directory, target);
+        return or_out_of_memory([&] { return publish(reactor, directory, target); });
     }();
     metrics::add_commit(published ? layout->total_size : 0, commit_seconds,
                         published ? metrics::Outcome::good : metrics::Outcome::failed);
-    auto removed = remove_attempt_directory(reactor, directory);
+    auto removed = or_out_of_memory([&] { return remove_attempt_directory(reactor, directory); });
     if (!published)
         return std::unexpected(std::move(published.error()));
     SaveReport report{.path = target.path,
@@ -135,7 +136,8 @@ SaveReport save_file(const std::string& path, std::span<const NamedTensor> tenso
                      const std::vector<std::pair<std::string, std::string>>& metadata,
                      std::shared_ptr<Reactor> reactor) {
     SharedReactor shared(std::move(reactor));
-    return value_or_throw(save(path, tensors, metadata, *shared.value()));
+    return value_or_throw(
+        or_out_of_memory([&] { return save(path, tensors, metadata, *shared.value()); }));
 }
 
 LoadedFile load_file(const std::string& path, std::uint64_t memory_bytes,

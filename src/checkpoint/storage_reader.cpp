@@ -14,6 +14,7 @@
 #include "checkpoint/shared_reactor.hpp"
 #include "checkpoint/stored_checkpoint.hpp"
 #include "io/trace.hpp"
+#include "out_of_memory.hpp"
 #include "plan/load_exchange_plan.hpp"
 #include "plan/tensor_finder.hpp"
 
@@ -69,7 +70,10 @@ struct HuggingFaceStorageReader::Impl {
 
     // Partners wait for a rank until it takes part or tells them why it does not.
     Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner) {
-        const bool exchange = is_new(plan.exchange);
+        auto is_first = or_out_of_memory([&] { return Result<bool>(is_new(plan.exchange)); });
+        if (!is_first)
+            return std::unexpected(std::move(is_first.error()));
+        const bool exchange = *is_first;
         auto job =
             telling([&] { return make_job(plan, planner, exchange); }, // the planner may throw
                     [&](const std::string& why) {
@@ -102,10 +106,12 @@ struct HuggingFaceStorageReader::Impl {
 namespace {
 
 Result<void> commit_all(const LoadPlan& plan, LoadPlanner& planner) {
-    for (const ReadItem& item : plan.items)
-        if (auto committed = planner.commit_tensor(item); !committed)
-            return committed;
-    return {};
+    return or_out_of_memory([&]() -> Result<void> {
+        for (const ReadItem& item : plan.items)
+            if (auto committed = planner.commit_tensor(item); !committed)
+                return committed;
+        return {};
+    });
 }
 
 } // namespace
@@ -134,52 +140,58 @@ void HuggingFaceStorageReader::reset(std::string path) {
 Result<Metadata> HuggingFaceStorageReader::read_metadata() {
     const trace::Span span("read_metadata");
     reset();
-    auto reactor = impl_->reactor.get();
-    if (!reactor)
-        return std::unexpected(std::move(reactor.error()));
-    auto opened = open_checkpoint(**reactor, impl_->path, impl_->options.strict, nullptr,
-                                  impl_->options.sharding_info);
-    if (!opened)
-        return std::unexpected(std::move(opened.error()));
-    for (const StoredFile& file : opened->files)
-        impl_->file_metadata.emplace(file.name, file.header.metadata);
-    impl_->checkpoint = std::move(*opened);
-    return impl_->checkpoint->metadata;
+    return or_out_of_memory([this]() -> Result<Metadata> {
+        auto reactor = impl_->reactor.get();
+        if (!reactor)
+            return std::unexpected(std::move(reactor.error()));
+        auto opened = open_checkpoint(**reactor, impl_->path, impl_->options.strict, nullptr,
+                                      impl_->options.sharding_info);
+        if (!opened)
+            return std::unexpected(std::move(opened.error()));
+        for (const StoredFile& file : opened->files)
+            impl_->file_metadata.emplace(file.name, file.header.metadata);
+        impl_->checkpoint = std::move(*opened);
+        return impl_->checkpoint->metadata;
+    });
 }
 
 Result<LoadPlan> HuggingFaceStorageReader::prepare_local_plan(LoadPlan plan) {
-    if (auto checked = impl_->check(plan); !checked)
-        return std::unexpected(std::move(checked.error()));
-    auto offer = impl_->make_offer(plan);
-    if (!offer)
-        return std::unexpected(std::move(offer.error()));
-    plan.offer = std::move(*offer);
-    plan.exchange.reset();
-    return plan;
+    return or_out_of_memory([&]() -> Result<LoadPlan> {
+        if (auto checked = impl_->check(plan); !checked)
+            return std::unexpected(std::move(checked.error()));
+        auto offer = impl_->make_offer(plan);
+        if (!offer)
+            return std::unexpected(std::move(offer.error()));
+        plan.offer = std::move(*offer);
+        plan.exchange.reset();
+        return std::move(plan);
+    });
 }
 
 Result<std::vector<LoadPlan>>
 HuggingFaceStorageReader::prepare_global_plan(std::vector<LoadPlan> plans) const {
-    std::vector<const LoadOffer*> offers;
-    for (const LoadPlan& plan : plans) {
-        if (auto checked = impl_->check(plan); !checked)
-            return std::unexpected(std::move(checked.error()));
-        offers.push_back(plan.offer ? &*plan.offer : nullptr);
-    }
-    auto exchanges =
-        plan::plan_load_exchange(offers, {.way = impl_->options.exchange, .id = make_attempt_id()});
-    for (std::size_t rank = 0; rank < plans.size(); ++rank) {
-        plans[rank].offer.reset();
-        plans[rank].exchange = std::move(exchanges[rank]);
-    }
-    return plans;
+    return or_out_of_memory([&]() -> Result<std::vector<LoadPlan>> {
+        std::vector<const LoadOffer*> offers;
+        for (const LoadPlan& plan : plans) {
+            if (auto checked = impl_->check(plan); !checked)
+                return std::unexpected(std::move(checked.error()));
+            offers.push_back(plan.offer ? &*plan.offer : nullptr);
+        }
+        auto exchanges = plan::plan_load_exchange(
+            offers, {.way = impl_->options.exchange, .id = make_attempt_id()});
+        for (std::size_t rank = 0; rank < plans.size(); ++rank) {
+            plans[rank].offer.reset();
+            plans[rank].exchange = std::move(exchanges[rank]);
+        }
+        return std::move(plans);
+    });
 }
 
 Result<LoadReport> HuggingFaceStorageReader::read_data(const LoadPlan& plan, LoadPlanner& planner) {
     auto job = impl_->make_job(plan, planner);
     if (!job)
         return std::unexpected(std::move(job.error()));
-    auto result = (*job)->run();
+    auto result = or_out_of_memory([&] { return (*job)->run(); });
     if (result)
         if (auto committed = commit_all(plan, planner); !committed)
             return std::unexpected(std::move(committed.error()));
@@ -188,16 +200,32 @@ Result<LoadReport> HuggingFaceStorageReader::read_data(const LoadPlan& plan, Loa
 
 void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& planner,
                                           ReadHandler handler) {
-    auto job = impl_->make_job(plan, planner);
-    if (!job)
-        return deliver(executor(), Result<LoadReport>(std::unexpected(std::move(job.error()))),
-                       std::move(handler));
-    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), plan, &planner, executor = executor(),
-                   handler = std::move(handler)](Result<LoadReport> result) mutable {
+    auto delivery = Delivery<LoadReport>::make(executor(), handler);
+    if (!delivery)
+        return;
+    struct Load {
+        JobCounter::Ticket ticket;
+        LoadPlan plan;
+        std::shared_ptr<ReadJob> job;
+        std::unique_ptr<Delivery<LoadReport>> delivery{};
+    };
+    auto made = or_out_of_memory([&]() -> Result<std::unique_ptr<Load>> {
+        auto job = impl_->make_job(plan, planner);
+        if (!job)
+            return std::unexpected(std::move(job.error()));
+        return std::unique_ptr<Load>(
+            new Load{JobCounter::Ticket(impl_->jobs), plan, std::move(*job)});
+    });
+    if (!made)
+        return Delivery<LoadReport>::end(std::move(delivery),
+                                         std::unexpected(std::move(made.error())));
+    (*made)->delivery = std::move(delivery);
+    const auto job = std::move((*made)->job);
+    job->start([load = std::move(*made), &planner](Result<LoadReport> result) mutable {
         if (result)
-            if (auto committed = commit_all(plan, planner); !committed)
+            if (auto committed = commit_all(load->plan, planner); !committed)
                 result = std::unexpected(std::move(committed.error()));
-        deliver(executor, std::move(result), std::move(handler));
+        Delivery<LoadReport>::end(std::move(load->delivery), std::move(result));
     });
 }
 

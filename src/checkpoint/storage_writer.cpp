@@ -21,6 +21,7 @@
 #include "checkpoint/strict_json.hpp"
 #include "checkpoint/write_job.hpp"
 #include "io/trace.hpp"
+#include "out_of_memory.hpp"
 #include "plan/exchange_plan.hpp"
 #include "plan/layout.hpp"
 #include "plan/text.hpp"
@@ -152,7 +153,7 @@ struct HuggingFaceStorageWriter::Impl {
     ~Impl() {
         // Nobody is left to tell; what stays behind carries the attempt's name and is cleaned away by the
         // next save that succeeds.
-        (void)abort();
+        (void)or_out_of_memory([this] { return abort(); });
     }
 
     void set_path(std::string given) {
@@ -168,16 +169,21 @@ struct HuggingFaceStorageWriter::Impl {
         return base;
     }
 
+    Result<SavePlan> prepare_local_plan(SavePlan plan);
+    Result<std::vector<SavePlan>> prepare_global_plan(std::vector<SavePlan> plans);
     Result<SaveReport> finish(std::vector<WriteResults> results);
-    Result<SaveReport> finish_alone(std::vector<WriteResults> results);
+    Result<SaveReport> commit(std::vector<WriteResults> results);
+    Result<SaveReport> commit_alone(std::vector<WriteResults> results);
+    Result<Manifest> build_manifest(const std::vector<WriteResults>& results);
+    SaveReport report_of(Reactor& running) const;
     Result<std::shared_ptr<WriteJob>> make_job(const SavePlan& plan, SavePlanner& planner);
 
     Result<void> abort() {
         jobs.wait_idle();
         if (!attempt)
             return {};
-        const std::string directory = attempt->directory;
         (void)attempt->heads.wait(); // what they came to is of no interest any more
+        const std::string directory = std::move(attempt->directory);
         attempt.reset();
         auto running = reactor.get();
         if (!running)
@@ -230,13 +236,19 @@ HuggingFaceStorageWriter&
 HuggingFaceStorageWriter::operator=(HuggingFaceStorageWriter&&) noexcept = default;
 
 Result<void> HuggingFaceStorageWriter::reset(std::string path) {
-    auto aborted = impl_->abort();
-    if (!path.empty())
-        impl_->set_path(std::move(path));
-    return aborted;
+    return or_out_of_memory([&] {
+        auto aborted = impl_->abort();
+        if (!path.empty())
+            impl_->set_path(std::move(path));
+        return aborted;
+    });
 }
 
 Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) const {
+    return or_out_of_memory([&] { return impl_->prepare_local_plan(std::move(plan)); });
+}
+
+Result<SavePlan> HuggingFaceStorageWriter::Impl::prepare_local_plan(SavePlan plan) {
     const std::string operation = fmt::format("prepare local plan of rank {}", plan.rank);
     for (const WriteItem& item : plan.items) {
         const auto bad = [&](Errc code, std::string detail) {
@@ -258,9 +270,8 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
     const auto names = plan::number_names(plans, operation.c_str());
     if (!names)
         return std::unexpected(names.error());
-    if (const auto& options = impl_->options;
-        options.exchange != ExchangeWay::off && options.layout == FileLayout::full) {
-        auto running = impl_->reactor.get();
+    if (options.exchange != ExchangeWay::off && options.layout == FileLayout::full) {
+        auto running = reactor.get();
         if (!running)
             return std::unexpected(std::move(running.error()));
         plans.front().endpoint = (*running)->endpoint();
@@ -274,16 +285,20 @@ Result<SavePlan> HuggingFaceStorageWriter::prepare_local_plan(SavePlan plan) con
 
 Result<std::vector<SavePlan>>
 HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
+    return or_out_of_memory([&] { return impl_->prepare_global_plan(std::move(plans)); });
+}
+
+Result<std::vector<SavePlan>>
+HuggingFaceStorageWriter::Impl::prepare_global_plan(std::vector<SavePlan> plans) {
     const trace::Span span("prepare_global_plan");
-    impl_->prepare_seconds = 0;
-    const WorkMeter::Phase preparing(impl_->prepare_seconds);
-    if (auto aborted = impl_->abort(); !aborted)
+    prepare_seconds = 0;
+    const WorkMeter::Phase preparing(prepare_seconds);
+    if (auto aborted = abort(); !aborted)
         return std::unexpected(std::move(aborted.error()));
-    auto running = impl_->reactor.get();
-    if (!running)
-        return std::unexpected(std::move(running.error()));
-    Reactor& reactor = **running;
-    const WriterOptions& options = impl_->options;
+    auto got = reactor.get();
+    if (!got)
+        return std::unexpected(std::move(got.error()));
+    Reactor& running = **got;
     if (plans.empty())
         return fail(Errc::plan_not_prepared, "prepare global plan", "there is no rank's plan");
     if (options.alone && (plans.size() != 1 || options.layout != FileLayout::sharded))
@@ -294,8 +309,8 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
     auto names = plan::number_names(plans, "prepare global plan");
     if (!names)
         return std::unexpected(std::move(names.error()));
-    if (auto covered = options.alone ? check_part_target(reactor, impl_->target)
-                                     : check_coverage(plans, *names);
+    if (auto covered =
+            options.alone ? check_part_target(running, target) : check_coverage(plans, *names);
         !covered)
         return std::unexpected(std::move(covered.error()));
     auto layout = plan::plan_layout(plans, std::move(*names),
@@ -306,13 +321,13 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
                                      .ranks = options.alone ? options.alone->ranks : 0});
     if (!layout)
         return std::unexpected(std::move(layout.error()));
-    if (auto checked = impl_->check_parent(reactor); !checked)
+    if (auto checked = check_parent(running); !checked)
         return std::unexpected(std::move(checked.error()));
     const std::string id = make_attempt_id();
-    const std::string directory = impl_->attempt_base().attempt_directory(id);
+    const std::string directory = attempt_base().attempt_directory(id);
     // Never more than the default buffer: a reader must hold a whole piece to check its digest.
     const std::uint64_t chunk_bytes =
-        std::min(std::bit_floor(std::uint64_t{reactor.info().buffer_bytes}),
+        std::min(std::bit_floor(std::uint64_t{running.info().buffer_bytes}),
                  std::uint64_t{ReactorOptions{}.buffer_bytes});
     auto exchanges = plan::plan_exchange(
         plans, *layout,
@@ -324,41 +339,47 @@ HuggingFaceStorageWriter::prepare_global_plan(std::vector<SavePlan> plans) {
                                           .directory = directory,
                                           .layout = options.layout,
                                           .chunk_bytes = chunk_bytes});
-    Attempt attempt{.id = id,
-                    .directory = directory,
-                    .files = {},
-                    .tensor_bytes = layout->total_size,
-                    .manifest = ManifestBuilder(plans, *layout),
-                    .index = {},
-                    .heads = {}};
+    Attempt begun{.id = id,
+                  .directory = directory,
+                  .files = {},
+                  .tensor_bytes = layout->total_size,
+                  .manifest = ManifestBuilder(plans, *layout),
+                  .index = {},
+                  .heads = {}};
     for (const plan::LayoutFile& file : layout->files)
-        attempt.files.push_back(file.file.name);
-    auto heads = create_attempt_directory(reactor, directory, std::move(layout->files));
+        begun.files.push_back(file.file.name);
+    if (options.layout == FileLayout::full)
+        begun.index = index_text(layout->total_size, [&](const auto& add) {
+            for (const auto& [fqn, file] : layout->weight_map)
+                add(fqn, begun.files[file]);
+        });
+    // Last, as there is something to abort from here on.
+    auto heads = create_attempt_directory(running, directory, std::move(layout->files));
     if (!heads)
         return std::unexpected(std::move(heads.error()));
-    attempt.heads = std::move(*heads);
-    if (options.layout == FileLayout::full)
-        attempt.index = index_text(layout->total_size, [&](const auto& add) {
-            for (const auto& [fqn, file] : layout->weight_map)
-                add(fqn, attempt.files[file]);
-        });
-    impl_->attempt = std::move(attempt);
+    begun.heads = std::move(*heads);
+    attempt = std::move(begun);
     return plans;
 }
 
 void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& planner,
                                            WriteHandler handler) {
-    if (plan.storage)
-        impl_->begin_work(plan.storage->attempt);
-    auto job = impl_->make_job(plan, planner);
+    auto delivery = Delivery<WriteResults>::make(executor(), handler);
+    if (!delivery)
+        return;
+    auto job = or_out_of_memory([&] {
+        if (plan.storage)
+            impl_->begin_work(plan.storage->attempt);
+        return impl_->make_job(plan, planner);
+    });
     if (!job) {
         metrics::add_write({}, metrics::Outcome::failed);
-        return deliver(executor(), Result<WriteResults>(std::unexpected(std::move(job.error()))),
-                       std::move(handler));
+        return Delivery<WriteResults>::end(std::move(delivery),
+                                           std::unexpected(std::move(job.error())));
     }
-    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs), executor = executor(),
-                   handler = std::move(handler)](Result<WriteResults> result) mutable {
-        deliver(executor, std::move(result), std::move(handler));
+    (*job)->start([ticket = JobCounter::Ticket(impl_->jobs),
+                   delivery = std::move(delivery)](Result<WriteResults> result) mutable {
+        Delivery<WriteResults>::end(std::move(delivery), std::move(result));
     });
 }
 
@@ -383,25 +404,38 @@ Result<std::shared_ptr<WriteJob>> HuggingFaceStorageWriter::Impl::make_job(const
         [&](const std::string& why) { WriteExchange::decline(running, plan, why); });
 }
 
+Result<Manifest>
+HuggingFaceStorageWriter::Impl::build_manifest(const std::vector<WriteResults>& results) {
+    if (auto durable = attempt->heads.wait(); !durable)
+        return std::unexpected(std::move(durable.error()));
+    return attempt->manifest.build(results);
+}
+
+SaveReport HuggingFaceStorageWriter::Impl::report_of(Reactor& running) const {
+    return {.path = target.path,
+            .attempt = attempt->id,
+            .files = attempt->files.size(),
+            .tensor_bytes = attempt->tensor_bytes,
+            .reactor = running.info(),
+            .file_system = file_system,
+            .notes = environment_notes(file_system)};
+}
+
 // The attempt's directory is left empty, and removed with what an earlier attempt of this rank left.
-Result<SaveReport> HuggingFaceStorageWriter::Impl::finish_alone(std::vector<WriteResults> results) {
+Result<SaveReport> HuggingFaceStorageWriter::Impl::commit_alone(std::vector<WriteResults> results) {
+    if (auto manifest = build_manifest(results); !manifest)
+        return std::unexpected(std::move(manifest.error()));
     Reactor& running = *reactor.value();
+    SaveReport report = report_of(running);
+    for (WriteResults& result : results) // of the plan, there is one
+        result.rank = options.alone->rank;
+    add_ranks(report, std::move(results));
     if (auto done = commit_part(running, target, attempt->directory, attempt->files); !done)
         return std::unexpected(std::move(done.error()));
-    SaveReport report{.path = target.path,
-                      .attempt = attempt->id,
-                      .files = attempt->files.size(),
-                      .tensor_bytes = attempt->tensor_bytes,
-                      .reactor = running.info(),
-                      .file_system = file_system,
-                      .notes = environment_notes(file_system)};
     if (auto removed = abort(); !removed)
         report.notes.push_back(removed.error().message());
     std::ranges::move(remove_older_attempts(running, attempt_base(), report.attempt),
                       std::back_inserter(report.notes));
-    for (WriteResults& result : results) // of the plan, there is one
-        result.rank = options.alone->rank;
-    add_ranks(report, std::move(results));
     return report;
 }
 
@@ -410,7 +444,7 @@ Result<SaveReport> HuggingFaceStorageWriter::finish(const Metadata&,
     double seconds = 0;
     auto report = [&] {
         const WorkMeter::Phase committing(seconds);
-        return impl_->finish(std::move(results));
+        return or_out_of_memory([&] { return impl_->finish(std::move(results)); });
     }();
     metrics::add_commit(report ? report->tensor_bytes : 0, seconds,
                         report ? metrics::Outcome::good : metrics::Outcome::failed);
@@ -431,49 +465,43 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::finish(std::vector<WriteResul
     if (!attempt)
         return fail(Errc::plan_not_prepared, "finish",
                     "no attempt is open: prepare_global_plan was not called, or failed");
-    const auto give_up = [&](Error error) {
-        // The first error is the one to report; a directory that stays is cleaned away later.
-        (void)abort();
-        return std::unexpected(std::move(error));
-    };
     jobs.wait_idle();
-    Attempt& current = *attempt;
-    if (auto durable = current.heads.wait(); !durable)
-        return give_up(std::move(durable.error()));
-    auto manifest = current.manifest.build(results);
+    auto report = or_out_of_memory([&] {
+        return options.alone ? commit_alone(std::move(results)) : commit(std::move(results));
+    });
+    // The first error is the one to report; a directory that stays is cleaned away later. Nothing is left to abort
+    // where the checkpoint is in its place.
+    if (!report)
+        (void)or_out_of_memory([this] { return abort(); });
+    return report;
+}
+
+// Forgets the attempt as soon as it is in its place.
+Result<SaveReport> HuggingFaceStorageWriter::Impl::commit(std::vector<WriteResults> results) {
+    auto manifest = build_manifest(results);
     if (!manifest)
-        return give_up(std::move(manifest.error()));
-    if (options.alone) {
-        auto report = finish_alone(std::move(results));
-        return report ? report : give_up(std::move(report.error()));
-    }
+        return std::unexpected(std::move(manifest.error()));
+    Reactor& running = *reactor.value();
     CommitInput input{.target = target,
-                      .attempt = current.id,
-                      .data_files = current.files,
+                      .attempt = attempt->id,
+                      .data_files = attempt->files,
                       .manifest = {},
-                      .index = std::move(current.index),
+                      .index = std::move(attempt->index),
                       .stale = {}};
     if (!input.index.empty())
         manifest->index =
             ManifestIndex{.file_bytes = input.index.size(), .digest = digest_of(input.index)};
     input.manifest = to_text(*manifest);
-    Reactor& running = *reactor.value();
-    CommitOutcome outcome = commit_checkpoint(running, std::move(input));
-    SaveReport report{.path = target.path,
-                      .attempt = current.id,
-                      .files = current.files.size(),
-                      .tensor_bytes = current.tensor_bytes,
-                      .replaced = outcome.replaced,
-                      .reactor = running.info(),
-                      .file_system = file_system,
-                      .notes = environment_notes(file_system)};
+    SaveReport report = report_of(running);
     add_exchange(report, results);
+    add_ranks(report, std::move(results));
+    CommitOutcome outcome = commit_checkpoint(running, std::move(input));
     if (outcome.published)
         attempt.reset();
     if (outcome.error)
-        return give_up(std::move(*outcome.error));
+        return std::unexpected(std::move(*outcome.error));
+    report.replaced = outcome.replaced;
     std::ranges::move(outcome.notes, std::back_inserter(report.notes));
-    add_ranks(report, std::move(results));
     return report;
 }
 
@@ -483,7 +511,7 @@ void HuggingFaceStorageWriter::decline(const SavePlan& plan, const std::string& 
 }
 
 Result<void> HuggingFaceStorageWriter::abort() {
-    return impl_->abort();
+    return or_out_of_memory([this] { return impl_->abort(); });
 }
 
 void HuggingFaceStorageWriter::cancel() {

@@ -118,7 +118,11 @@ void WriteJob::hand_over(std::uint32_t file, ByteRange hull, const plan::FileSpa
 }
 
 Result<void> WriteJob::add_items(const SavePlan& plan, SavePlanner& planner) {
-    results_ = {.rank = plan.rank, .attempt = plan.storage->attempt};
+    ReactorInfo info = reactor_.info();
+    results_ = {.rank = plan.rank,
+                .attempt = plan.storage->attempt,
+                .backend = info.backend,
+                .reason = std::move(info.reason)};
     for (const PlannedFile& file : planned_)
         results_.files.push_back(file.name);
     reserve_large(items_, plan.items.size());
@@ -151,15 +155,16 @@ Result<void> WriteJob::plan_files() {
 }
 
 void WriteJob::start(Handler handler) {
+    (void)had_memory([&] { interval_.begin(fmt::format("write_data of rank {}", results_.rank)); });
     handler_ = std::move(handler);
-    interval_.begin(fmt::format("write_data of rank {}", results_.rank));
-    boost::asio::post(reactor_.executor(),
-                      [self = std::static_pointer_cast<WriteJob>(shared_from_this())] {
-                          if (self->exchange_)
-                              self->begin_exchange();
-                          else
-                              self->open_files();
-                      });
+    boost::asio::post(
+        reactor_.executor(),
+        in_memory(start_memory_, [self = std::static_pointer_cast<WriteJob>(shared_from_this())] {
+            if (self->exchange_)
+                self->begin_exchange();
+            else
+                self->open_files();
+        }));
 }
 
 Result<WriteResults> WriteJob::run() {
@@ -170,17 +175,6 @@ Result<WriteResults> WriteJob::run() {
 }
 
 void WriteJob::open_files() {
-    if (files_.empty()) {
-        start_cells();
-        return;
-    }
-    auto left = std::make_shared<std::size_t>(2 * files_.size());
-    const auto opened = [this, left](int& file, const Completion& completion) {
-        if (!completion.error)
-            file = static_cast<int>(completion.result);
-        if (--*left == 0)
-            start_cells();
-    };
     const auto explain = [this](Error& error) {
         if (error.code == std::errc::too_many_files_open)
             error.detail = too_many_files_hint;
@@ -193,20 +187,32 @@ void WriteJob::open_files() {
                                 "all ranks must reach one file system under the same path (or the "
                                 "save was aborted meanwhile)"};
     };
-    for (File& file : files_) {
-        Request request{.op = Opcode::open, .mode = OpenMode::update, .path = file.path};
-        const auto submit = [&](int& descriptor) {
-            submit_other(
-                request, file.path,
-                [&descriptor, opened](const Completion& completion) {
-                    opened(descriptor, completion);
-                },
-                explain);
-        };
-        submit(file.buffered);
-        request.caching = Caching::direct;
-        submit(file.direct);
-    }
+    const auto open = [&](const Request& request, int& descriptor) {
+        submit_other(
+            request, request.path,
+            [this, &descriptor](const Completion& completion) {
+                if (!completion.error)
+                    descriptor = static_cast<int>(completion.result);
+                end_opening();
+            },
+            explain);
+        ++opening_;
+    };
+    opening_ = 1; // this function
+    try_step([&] {
+        for (File& file : files_) {
+            Request request{.op = Opcode::open, .mode = OpenMode::update, .path = file.path};
+            open(request, file.buffered);
+            request.caching = Caching::direct;
+            open(request, file.direct);
+        }
+    });
+    end_opening();
+}
+
+void WriteJob::end_opening() {
+    if (--opening_ == 0)
+        start_cells();
 }
 
 const plan::FileBox& WriteJob::box_of(std::uint32_t item) const {
@@ -363,11 +369,15 @@ void WriteJob::close_files() {
     closing_ = true;
     bool any = false;
     for (const File& file : files_)
-        for (const int descriptor : {file.direct, file.buffered})
-            if (descriptor >= 0) {
-                submit_other({.op = Opcode::close, .file = descriptor}, file.path);
-                any = true;
-            }
+        for (const int descriptor : {file.direct, file.buffered}) {
+            if (descriptor < 0)
+                continue;
+            const bool submitted = try_step(
+                [&] { submit_other({.op = Opcode::close, .file = descriptor}, file.path); });
+            if (!submitted)
+                reactor_.close(descriptor);
+            any = any || submitted;
+        }
     if (!any)
         deliver();
 }
@@ -382,15 +392,13 @@ void WriteJob::deliver() {
     items_.clear(); // the owners' memory is free before the caller hears of it
     interval_.end();
     results_.work = meter_.report();
-    results_.backend = reactor_.info().backend;
-    results_.reason = reactor_.info().reason;
     const WorkReport work = results_.work;
     metrics::add_write(work, error_ ? metrics::Outcome::failed : metrics::Outcome::good);
     if (on_work_)
         on_work_(work);
     Handler handler = std::move(handler_);
     if (error_) {
-        error_->operation += fmt::format(" of rank {}", results_.rank);
+        (void)had_memory([&] { error_->operation += fmt::format(" of rank {}", results_.rank); });
         handler(std::unexpected(std::move(*error_)));
         return;
     }

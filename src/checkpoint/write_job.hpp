@@ -71,6 +71,7 @@ class WriteJob final : public CellPipeline {
     void on_exchange_ready();
     std::optional<WriteExchange::Source> source_of(std::uint32_t item) const;
     void open_files();
+    void end_opening();
     bool is_foreign(std::uint32_t item) const { return item >= items_.size(); }
     std::chrono::nanoseconds pause() override;
     Result<Loaded> load(const std::shared_ptr<Cell>& cell) override;
@@ -113,7 +114,8 @@ class WriteJob final : public CellPipeline {
     WriteResults results_;
     trace::Interval interval_;
     Handler handler_;
-    bool opened_ = false;
+    HandlerMemory start_memory_;
+    std::size_t opening_ = 0; // files that are being opened, and who opens them
     bool closing_ = false;
     bool delivered_ = false;
 };

@@ -119,7 +119,7 @@ std::optional<WriteExchange::Source> WriteJob::source_of(std::uint32_t whole) co
 void WriteJob::on_fail(const Error& error) {
     if (!exchange_)
         return;
-    exchange_->give_up(error.message());
+    (void)had_memory([&] { exchange_->give_up(error.message()); }); // the end tells them as well
     for (const auto& cell : std::exchange(fetching_, {}))
         finish_loading(cell);
     boost::asio::post(reactor_.executor(),

@@ -1,7 +1,5 @@
 #include "io/blocking_pool.hpp"
 
-#include <boost/asio/post.hpp>
-
 #include "io/blocked_signals.hpp"
 #include "io/posix_ops.hpp"
 
@@ -20,47 +18,81 @@ bool is_small_buffered_write(const Operation& operation) {
 
 } // namespace
 
-BlockingPool::BlockingPool(unsigned threads)
-    : tasks_(static_cast<int>(threads)), work_(tasks_.get_executor()) {
+BlockingPool::BlockingPool(unsigned threads) {
     const BlockedSignals blocked;
     threads_.reserve(threads);
-    for (unsigned i = 0; i < threads; ++i)
-        threads_.emplace_back([this] { tasks_.run(); });
+    try {
+        for (unsigned i = 0; i < threads; ++i)
+            threads_.emplace_back([this] { work(); });
+    } catch (...) { // those that are there would wait for ever
+        stop();
+        throw;
+    }
 }
 
-void BlockingPool::start(Operation& operation) {
-    started_.push_back(&operation);
+void BlockingPool::stop() {
+    {
+        const std::lock_guard lock(mutex_);
+        over_ = true;
+    }
+    changed_.notify_all();
+    threads_.clear();
 }
 
 void BlockingPool::flush() {
-    std::vector<Operation*> group;
-    for (Operation* operation : started_) {
-        if (is_small_buffered_write(*operation))
-            group.push_back(operation);
-        else
-            post({operation});
-    }
-    if (!group.empty())
-        post(std::move(group));
-    started_.clear();
-}
-
-void BlockingPool::post(std::vector<Operation*> group) {
-    boost::asio::post(tasks_, [this, group = std::move(group)] {
-        for (Operation* operation : group)
-            posix::perform(*operation);
-        {
-            const std::lock_guard lock(mutex_);
-            ended_.insert(ended_.end(), group.begin(), group.end());
+    OperationQueue tasks, group;
+    while (!started_.empty()) {
+        Operation& operation = started_.pop_front();
+        operation.joined = false;
+        if (!is_small_buffered_write(operation)) {
+            tasks.push_back(operation);
+            continue;
         }
-        wake_();
-    });
+        if (!group.empty())
+            group.back().joined = true;
+        group.push_back(operation);
+    }
+    if (tasks.empty() && group.empty())
+        return;
+    const bool one = tasks.size() + (group.empty() ? 0 : 1) == 1;
+    {
+        const std::lock_guard lock(mutex_);
+        tasks_.append(tasks);
+        tasks_.append(group);
+    }
+    if (one)
+        changed_.notify_one();
+    else
+        changed_.notify_all();
 }
 
-void BlockingPool::reap(std::vector<Operation*>& ended) {
+void BlockingPool::work() {
+    std::unique_lock lock(mutex_);
+    for (;;) {
+        changed_.wait(lock, [this] { return over_ || !tasks_.empty(); });
+        if (tasks_.empty())
+            return;
+        OperationQueue task, ended;
+        do
+            task.push_back(tasks_.pop_front());
+        while (task.back().joined);
+        lock.unlock();
+        while (!task.empty()) {
+            Operation& operation = task.pop_front();
+            posix::perform(operation);
+            ended.push_back(operation);
+        }
+        lock.lock();
+        ended_.append(ended);
+        lock.unlock();
+        wake_();
+        lock.lock();
+    }
+}
+
+void BlockingPool::reap(OperationQueue& ended) {
     const std::lock_guard lock(mutex_);
-    ended.insert(ended.end(), ended_.begin(), ended_.end());
-    ended_.clear();
+    ended.append(ended_);
 }
 
 } // namespace safering

@@ -2,12 +2,10 @@
 // backend, and those that io_uring would only hand to slower threads of its own.
 #pragma once
 
+#include <condition_variable>
 #include <mutex>
 #include <thread>
 #include <vector>
-
-#include <boost/asio/executor_work_guard.hpp>
-#include <boost/asio/io_context.hpp>
 
 #include "io/backend.hpp"
 
@@ -20,26 +18,26 @@ class BlockingPool {
     BlockingPool(const BlockingPool&) = delete;
     BlockingPool& operator=(const BlockingPool&) = delete;
     /// Joins the threads; nothing may be in flight.
-    ~BlockingPool() = default;
+    ~BlockingPool() { stop(); }
 
     void begin(Backend::Wake wake) { wake_ = std::move(wake); }
-    void start(Operation& operation);
+    void start(Operation& operation) { started_.push_back(operation); }
     void flush();
-    void reap(std::vector<Operation*>& ended);
+    void reap(OperationQueue& ended);
 
   private:
-    void post(std::vector<Operation*> group);
+    void work();
+    void stop();
 
     Backend::Wake wake_;
-    std::vector<Operation*> started_;
-    std::mutex mutex_;
-    std::vector<Operation*> ended_;
+    OperationQueue started_; // the loop's thread only
 
-    // Destroyed from the last to the first: no more work, the threads end, the context goes. Also
-    // when not all threads could be had; asio::thread_pool waits for the others for ever then.
-    boost::asio::io_context tasks_;
+    std::mutex mutex_;
+    std::condition_variable changed_;
+    OperationQueue tasks_;
+    OperationQueue ended_;
+    bool over_ = false;
     std::vector<std::jthread> threads_;
-    boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
 };
 
 } // namespace safering

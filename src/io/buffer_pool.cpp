@@ -2,9 +2,9 @@
 
 #include <cerrno>
 #include <cstdio>
-#include <deque>
 #include <fstream>
 #include <limits>
+#include <list>
 #include <mutex>
 #include <utility>
 #include <vector>
@@ -40,6 +40,12 @@ bool has_huge_pages(const std::byte* address) {
 
 } // namespace
 
+// Listed when it begins to wait, moved from list to list then: to return a buffer needs no memory.
+struct BufferPool::Waiter {
+    std::move_only_function<void(Buffer)> on_buffer;
+    Buffer buffer;
+};
+
 struct BufferPool::State {
     std::byte* mapping = nullptr;
     std::size_t mapping_bytes = 0;
@@ -50,7 +56,7 @@ struct BufferPool::State {
 
     mutable std::mutex mutex;
     std::vector<std::byte*> free;
-    std::deque<std::move_only_function<void(Buffer)>> waiting;
+    std::list<Waiter> waiting;
 
     ~State() {
         if (mapping != nullptr)
@@ -132,6 +138,7 @@ Result<std::unique_ptr<BufferPool>> BufferPool::create(std::size_t buffer_bytes,
         return fail(std::make_error_code(std::errc::not_enough_memory), "allocate buffers",
                     std::to_string(count) + " buffers of " + std::to_string(buffer_bytes) +
                         " bytes; configure fewer or smaller ones");
+    state->free.reserve(count);
     // Taken from the back: the first buffer goes first.
     for (unsigned i = count; i-- > 0;)
         state->free.push_back(state->begin + i * buffer_bytes);
@@ -152,7 +159,7 @@ void BufferPool::acquire(std::move_only_function<void(Buffer)> on_buffer) {
     {
         const std::lock_guard lock(state_->mutex);
         if (state_->free.empty()) {
-            state_->waiting.push_back(std::move(on_buffer));
+            state_->waiting.push_back({std::move(on_buffer), {}});
             return;
         }
         buffer = Buffer(this, state_->free.back());
@@ -161,33 +168,8 @@ void BufferPool::acquire(std::move_only_function<void(Buffer)> on_buffer) {
     on_buffer(std::move(buffer));
 }
 
-namespace {
-
-struct Delivery {
-    std::move_only_function<void(BufferPool::Buffer)> waiter;
-    BufferPool::Buffer buffer;
-};
-
-// A waiter that returns its buffer at once feeds the next waiter, and that one the next: queued
-// instead of nested, or a long queue of waiters would be as deep a stack.
-void deliver(std::move_only_function<void(BufferPool::Buffer)> waiter, BufferPool::Buffer buffer) {
-    thread_local std::deque<Delivery> deliveries;
-    thread_local bool delivering = false;
-    deliveries.push_back({std::move(waiter), std::move(buffer)});
-    if (std::exchange(delivering, true))
-        return;
-    while (!deliveries.empty()) {
-        Delivery next = std::move(deliveries.front());
-        deliveries.pop_front();
-        next.waiter(std::move(next.buffer));
-    }
-    delivering = false;
-}
-
-} // namespace
-
 void BufferPool::give_back(std::byte* data) {
-    std::move_only_function<void(Buffer)> next;
+    std::list<Waiter> next;
     {
         const std::lock_guard lock(state_->mutex);
         if (state_->waiting.empty()) {
@@ -195,10 +177,27 @@ void BufferPool::give_back(std::byte* data) {
             state_->free.push_back(data);
             return;
         }
-        next = std::move(state_->waiting.front());
-        state_->waiting.pop_front();
+        next.splice(next.end(), state_->waiting, state_->waiting.begin());
     }
-    deliver(std::move(next), Buffer(this, data));
+    next.front().buffer = Buffer(this, data);
+    deliver(std::move(next));
+}
+
+// A waiter that returns its buffer at once feeds the next waiter, and that one the next: queued
+// instead of nested, or a long queue of waiters would be as deep a stack.
+void BufferPool::deliver(std::list<Waiter> one) {
+    thread_local std::list<Waiter>* deliveries = nullptr;
+    if (deliveries != nullptr) {
+        deliveries->splice(deliveries->end(), one);
+        return;
+    }
+    deliveries = &one;
+    while (!one.empty()) {
+        std::list<Waiter> next;
+        next.splice(next.end(), one, one.begin());
+        next.front().on_buffer(std::move(next.front().buffer));
+    }
+    deliveries = nullptr;
 }
 
 bool BufferPool::contended() const {

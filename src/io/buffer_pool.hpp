@@ -6,6 +6,7 @@
 
 #include <cstddef>
 #include <functional>
+#include <list>
 #include <memory>
 #include <span>
 
@@ -40,7 +41,8 @@ class BufferPool {
     /// A buffer, or an empty one where all are taken.
     Buffer try_acquire();
     /// Calls `on_buffer` with a buffer: at once if one is free, else when one returns, first come
-    /// first served, on the thread that returns it. A waiter must not block.
+    /// first served, on the thread that returns it. A waiter must not block. Throws std::bad_alloc
+    /// where it would have to wait, and knows nothing of the waiter then.
     void acquire(std::move_only_function<void(Buffer)> on_buffer);
 
     /// Whether somebody waits for a buffer: a holder with more to do gives back instead of reusing.
@@ -53,7 +55,9 @@ class BufferPool {
   private:
     struct State;
     explicit BufferPool(std::unique_ptr<State> state);
+    struct Waiter;
     void give_back(std::byte* data);
+    static void deliver(std::list<Waiter> one);
     std::unique_ptr<State> state_;
 };
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <new>
 #include <system_error>
 #include <thread>
 #include <vector>
@@ -18,6 +19,8 @@ void on_threads(std::size_t threads, const Work& work) {
             others.emplace_back([&work] { work(); });
     } catch (const std::system_error&) {
         // Those that are there do all of it.
+    } catch (const std::bad_alloc&) {
+        // As well.
     }
     work();
 }

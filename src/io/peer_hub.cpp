@@ -105,8 +105,10 @@ Result<std::shared_ptr<PeerHub>> PeerHub::create(Executor executor) {
 }
 
 PeerHub::PeerHub(Executor executor, Descriptor listening, std::string endpoint)
-    : executor_(executor), listening_(executor, listening.release()),
-      endpoint_(std::move(endpoint)) {}
+    : executor_(executor), listening_(executor), endpoint_(std::move(endpoint)) {
+    listening_.assign(listening.get());
+    (void)listening.release();
+}
 
 bool PeerHub::claim(std::string key) {
     const std::lock_guard lock(known_mutex_);

@@ -2,6 +2,8 @@
 
 #include <cerrno>
 #include <cstring>
+#include <memory>
+#include <new>
 
 #include <dirent.h>
 #include <fcntl.h>
@@ -152,24 +154,29 @@ FileKind kind_of(DIR* directory, const dirent& entry) {
     return kind_of(status.st_mode);
 }
 
+struct Closedir {
+    void operator()(DIR* directory) const { ::closedir(directory); }
+};
+
 Completion list(const Request& request) {
-    DIR* directory = ::opendir(request.path.c_str());
+    const std::unique_ptr<DIR, Closedir> directory(::opendir(request.path.c_str()));
     if (directory == nullptr)
         return {.error = last_error()};
     Completion completion;
     for (;;) {
         errno = 0;
-        const dirent* entry = ::readdir(directory);
+        const dirent* entry = ::readdir(directory.get());
         if (entry == nullptr)
             break;
         if (std::strcmp(entry->d_name, ".") != 0 && std::strcmp(entry->d_name, "..") != 0)
-            completion.entries.push_back({entry->d_name, kind_of(directory, *entry)});
+            completion.entries.push_back({entry->d_name, kind_of(directory.get(), *entry)});
     }
     if (errno != 0)
         completion.error = last_error();
-    ::closedir(directory);
     return completion;
 }
+
+} // namespace
 
 Completion close(int file) {
     // Linux has closed the descriptor even where it says EINTR.
@@ -177,8 +184,6 @@ Completion close(int file) {
         return {.error = last_error()};
     return {};
 }
-
-} // namespace
 
 std::error_code last_error() {
     return {errno, std::system_category()};
@@ -246,7 +251,11 @@ void perform(Operation& operation) {
     case Opcode::remove_directory: completion = result_of(::rmdir(request.path.c_str())); break;
     case Opcode::sync_directory: completion = sync_directory(request); break;
     case Opcode::stat: completion = stat(request); break;
-    case Opcode::list: completion = list(request); break;
+    case Opcode::list: try { completion = list(request);
+        } catch (const std::bad_alloc&) {
+            completion = {.error = std::make_error_code(std::errc::not_enough_memory)};
+        }
+        break;
     }
 }
 

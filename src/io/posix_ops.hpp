@@ -11,6 +11,7 @@ namespace safering::posix {
 
 /// Carries out one attempt at `operation` and fills its completion. Blocks. Any thread.
 void perform(Operation& operation);
+Completion close(int file);
 /// What a system call that returns -errno on failure (an io_uring completion, liburing) has said.
 Completion completion_of(int result);
 std::error_code error_of(int result);

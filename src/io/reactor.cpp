@@ -1,9 +1,10 @@
 #include <safering/reactor.hpp>
 
 #include <chrono>
-#include <latch>
 #include <mutex>
+#include <new>
 #include <optional>
+#include <span>
 #include <string>
 #include <system_error>
 #include <thread>
@@ -18,6 +19,7 @@
 #include "io/reactor_loop.hpp"
 #include "io/threads_backend.hpp"
 #include "io/uring_backend.hpp"
+#include "out_of_memory.hpp"
 
 namespace safering {
 
@@ -33,14 +35,19 @@ struct Reactor::Impl {
         info.queue_depth = std::min(options.queue_depth, loop->backend().capacity());
         info.buffer_bytes = options.buffer_bytes;
         info.buffer_count = options.buffer_count;
-        if (own_context) {
-            work.emplace(context.get_executor());
-            const BlockedSignals blocked;
-            thread = std::thread([this] { context.run(); });
-        }
+    }
+
+    /// Once a Reactor owns this, and joins what begins here.
+    void start() {
+        if (!own_context)
+            return;
+        work.emplace(context.get_executor());
+        const BlockedSignals blocked;
+        thread = std::thread([this] { context.run(); });
     }
 
     bool forked() const { return ::getpid() != process; }
+    void wait(std::span<Operation> operations);
     void finish_on_this_thread();
 
     const pid_t process = ::getpid();
@@ -55,6 +62,15 @@ struct Reactor::Impl {
     std::shared_ptr<PeerHub> peers; // as well under the mutex
     ReactorInfo info;
 };
+
+void Reactor::Impl::wait(std::span<Operation> operations) {
+    if (!forked()) {
+        SAFERING_ASSERT(!context.get_executor().running_in_this_thread());
+        return loop->wait(operations);
+    }
+    for (Operation& operation : operations)
+        operation.completion.error = Errc::io_forked;
+}
 
 // The embedder's context has stopped running, never ran, or is the one that destroys us.
 void Reactor::Impl::finish_on_this_thread() {
@@ -88,8 +104,12 @@ std::string_view name(BackendKind kind) {
 std::unique_ptr<Reactor> make_reactor(std::unique_ptr<Backend> backend, ReactorOptions options,
                                       std::unique_ptr<boost::asio::io_context> own_context,
                                       boost::asio::io_context& context) {
-    return std::make_unique<Reactor>(std::make_unique<Reactor::Impl>(
-        options, std::move(own_context), context, std::move(backend)));
+    auto impl = std::make_unique<Reactor::Impl>(options, std::move(own_context), context,
+                                                std::move(backend));
+    Reactor::Impl& made = *impl;
+    auto reactor = std::make_unique<Reactor>(std::move(impl));
+    made.start();
+    return reactor;
 }
 
 namespace {
@@ -148,17 +168,19 @@ Result<std::unique_ptr<Reactor>> create_on(boost::asio::io_context& context,
 Result<std::unique_ptr<Reactor>> Reactor::create(ReactorOptions options) {
     if (auto good = check(options); !good)
         return std::unexpected(std::move(good.error()));
-    // One thread runs it: the context needs no locks of its own beyond those for post().
-    auto context = std::make_unique<boost::asio::io_context>(1);
-    boost::asio::io_context& used = *context;
-    return create_on(used, std::move(context), options);
+    return or_out_of_memory([&] {
+        // One thread runs it: the context needs no locks of its own beyond those for post().
+        auto context = std::make_unique<boost::asio::io_context>(1);
+        boost::asio::io_context& used = *context;
+        return create_on(used, std::move(context), options);
+    });
 }
 
 Result<std::unique_ptr<Reactor>> Reactor::create(boost::asio::io_context& context,
                                                  ReactorOptions options) {
     if (auto good = check(options); !good)
         return std::unexpected(std::move(good.error()));
-    return create_on(context, nullptr, options);
+    return or_out_of_memory([&] { return create_on(context, nullptr, options); });
 }
 
 Reactor::Reactor(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -176,7 +198,8 @@ Reactor::~Reactor() {
         loop.wait_until_idle();
         // Not stop(): completion handlers that were posted to this executor still run.
         impl_->work.reset();
-        impl_->thread.join();
+        if (impl_->thread.joinable()) // not where there was none to be had
+            impl_->thread.join();
         loop.close();
     } else if (const std::thread::id thread = loop.thread();
                thread == std::thread::id{} || thread == std::this_thread::get_id()) {
@@ -202,32 +225,33 @@ void Reactor::submit(Request request, Handler on_complete) {
 }
 
 Completion Reactor::wait(Request request) {
-    std::vector<Request> requests;
-    requests.push_back(std::move(request));
-    return std::move(wait_all(std::move(requests)).front());
+    Operation operation{.request = std::move(request)};
+    impl_->wait(std::span(&operation, 1));
+    return std::move(operation.completion);
 }
 
 std::vector<Completion> Reactor::wait_all(std::vector<Request> requests) {
-    SAFERING_ASSERT(impl_->forked() || !running_in_this_thread());
-    struct Waiting {
-        explicit Waiting(std::size_t count)
-            : completions(count), left(static_cast<std::ptrdiff_t>(count)) {}
-        std::vector<Completion> completions;
-        std::latch left;
-    };
-    // Shared, since the last count_down() may still be inside the latch when this function returns.
-    const auto waiting = std::make_shared<Waiting>(requests.size());
-    std::vector<Submission> batch(requests.size());
-    for (std::size_t i = 0; i < requests.size(); ++i) {
-        batch[i].request = std::move(requests[i]);
-        batch[i].on_complete = [waiting, i](Completion completion) {
-            waiting->completions[i] = std::move(completion);
-            waiting->left.count_down();
-        };
+    std::vector<Operation> operations(requests.size());
+    std::vector<Completion> completions(requests.size());
+    for (std::size_t i = 0; i < requests.size(); ++i)
+        operations[i].request = std::move(requests[i]);
+    impl_->wait(operations);
+    for (std::size_t i = 0; i < requests.size(); ++i)
+        completions[i] = std::move(operations[i].completion);
+    return completions;
+}
+
+void Reactor::close(int file) {
+    Request request{.op = Opcode::close, .file = file};
+    if (impl_->forked() || (has_own_thread() && !running_in_this_thread())) {
+        static_cast<void>(wait(std::move(request)));
+        return;
     }
-    submit(batch);
-    waiting->left.wait();
-    return std::move(waiting->completions);
+    try {
+        submit(std::move(request), {});
+    } catch (const std::bad_alloc&) {
+        impl_->loop->backend().close(file);
+    }
 }
 
 boost::asio::io_context::executor_type Reactor::executor() const {
@@ -252,7 +276,7 @@ ReactorInfo Reactor::info() const {
 Result<FileSystemInfo> Reactor::file_system(const std::string& directory) {
     if (impl_->forked())
         return fail(Errc::io_forked, "examine file system");
-    return impl_->loop->backend().file_system(directory);
+    return or_out_of_memory([&] { return impl_->loop->backend().file_system(directory); });
 }
 
 BufferPool& Reactor::buffers() {
@@ -271,7 +295,7 @@ Result<PeerHub*> Reactor::peers() {
         return fail(Errc::io_forked, "listen for ranks of this host");
     const std::lock_guard lock(impl_->pool_mutex);
     if (impl_->peers == nullptr) {
-        auto created = PeerHub::create(executor());
+        auto created = or_out_of_memory([&] { return PeerHub::create(executor()); });
         if (!created)
             return std::unexpected(std::move(created.error()));
         impl_->peers = std::move(*created);

@@ -1,7 +1,9 @@
 #include "io/reactor_loop.hpp"
 
 #include <algorithm>
-#include <iterator>
+#include <memory>
+#include <new>
+#include <utility>
 
 #include <boost/asio/post.hpp>
 #include <boost/asio/steady_timer.hpp>
@@ -35,27 +37,81 @@ ReactorLoop::ReactorLoop(Executor executor, std::unique_ptr<Backend> backend, un
     : executor_(std::move(executor)), depth_(std::min(depth, backend->capacity())),
       backend_(std::move(backend)) {}
 
+namespace {
+
+// Memory for a batch that nobody has taken yet.
+struct Reserved {
+    explicit Reserved(std::size_t count) {
+        try {
+            while (operations.size() < count)
+                operations.push_back(*new Operation{.owned = true});
+        } catch (...) {
+            release();
+            throw;
+        }
+    }
+    ~Reserved() { release(); }
+    void release() {
+        while (!operations.empty())
+            delete &operations.pop_front();
+    }
+
+    OperationQueue operations;
+};
+
+} // namespace
+
 void ReactorLoop::submit(std::span<Reactor::Submission> batch) {
     if (batch.empty())
         return;
-    std::vector<std::unique_ptr<Operation>> operations;
-    operations.reserve(batch.size());
+    Reserved reserved(batch.size());
+    OperationQueue operations;
     for (Reactor::Submission& submission : batch) {
         SAFERING_ASSERT(submission.request.minimum <= submission.request.length);
-        auto& operation = operations.emplace_back(std::make_unique<Operation>());
-        operation->request = std::move(submission.request);
-        operation->on_complete = std::move(submission.on_complete);
+        Operation& operation = reserved.operations.pop_front();
+        operation.request = std::move(submission.request);
+        operation.on_complete = std::move(submission.on_complete);
+        operations.push_back(operation);
     }
+    enqueue(operations);
+}
+
+void ReactorLoop::wait(std::span<Operation> operations) {
+    struct Waiting {
+        std::mutex mutex;
+        std::condition_variable ended;
+        std::size_t left;
+    } waiting{.mutex = {}, .ended = {}, .left = operations.size()};
+    OperationQueue queue;
+    for (Operation& operation : operations) {
+        SAFERING_ASSERT(operation.request.minimum <= operation.request.length);
+        operation.on_complete = [&waiting, &operation](Completion completion) {
+            const std::lock_guard lock(waiting.mutex);
+            operation.completion = std::move(completion);
+            if (--waiting.left == 0)
+                waiting.ended.notify_one(); // under the lock: all of it may be gone right after
+        };
+        queue.push_back(operation);
+    }
+    if (queue.empty())
+        return;
+    enqueue(queue);
+    std::unique_lock lock(waiting.mutex);
+    waiting.ended.wait(lock, [&] { return waiting.left == 0; });
+}
+
+void ReactorLoop::enqueue(OperationQueue& operations) {
     {
         const std::lock_guard lock(mutex_);
-        // A close is let through: the handler of an open that ends now has nothing else to
-        // do with its descriptor.
-        if (refusing_)
-            for (const auto& operation : operations)
-                if (operation->request.op != Opcode::close)
-                    operation->completion.error = Errc::io_stopped;
-        std::ranges::move(operations, std::back_inserter(incoming_));
-        outstanding_ += batch.size();
+        outstanding_ += operations.size();
+        while (!operations.empty()) {
+            Operation& operation = operations.pop_front();
+            // A close is let through: the handler of an open that ends now has nothing else to
+            // do with its descriptor.
+            if (refusing_ && operation.request.op != Opcode::close)
+                operation.completion.error = Errc::io_stopped;
+            incoming_.push_back(operation);
+        }
     }
     wake();
 }
@@ -103,7 +159,11 @@ void ReactorLoop::close() {
 
 void ReactorLoop::wake() {
     if (!awake_.exchange(true))
-        boost::asio::post(executor_, [self = shared_from_this()] { self->turn(); });
+        boost::asio::post(executor_, in_memory(turn_memory_, [self = shared_from_this()] {
+                              // Before looking: what arrives while we look must wake us again.
+                              self->awake_ = false;
+                              self->turn();
+                          }));
 }
 
 void ReactorLoop::turn() {
@@ -121,8 +181,6 @@ void ReactorLoop::turn() {
         backend_->begin([this] { wake(); });
         begun_ = true;
     }
-    // Before looking: what arrives while we look must wake us again.
-    awake_ = false;
     take_incoming();
     backend_->reap(ended_);
     settle_ended();
@@ -145,26 +203,26 @@ void ReactorLoop::leave() {
 }
 
 void ReactorLoop::take_incoming() {
-    std::deque<std::unique_ptr<Operation>> incoming;
+    OperationQueue incoming;
     {
         const std::lock_guard lock(mutex_);
-        incoming.swap(incoming_);
+        incoming.append(incoming_);
     }
-    for (std::unique_ptr<Operation>& operation : incoming) {
-        if (operation->completion.error) {
-            finished_.push_back(std::move(operation));
+    while (!incoming.empty()) {
+        Operation& operation = incoming.pop_front();
+        if (operation.completion.error) {
+            finished_.push_back(operation);
         } else {
-            begin_transfer(*operation);
-            pending_.push_back(operation.release());
+            begin_transfer(operation);
+            pending_.push_back(operation);
         }
     }
 }
 
 void ReactorLoop::settle_ended() {
     in_flight_ -= static_cast<unsigned>(ended_.size());
-    for (Operation* operation : ended_)
-        settle(*operation);
-    ended_.clear();
+    while (!ended_.empty())
+        settle(ended_.pop_front());
 }
 
 void ReactorLoop::settle(Operation& operation) {
@@ -172,33 +230,37 @@ void ReactorLoop::settle(Operation& operation) {
     switch (next_step(operation, alignment)) {
     case NextStep::finish:
         trace::add(operation.request, operation.completion, operation.begun_ns);
-        finished_.emplace_back(&operation);
+        finished_.push_back(operation);
         break;
-    case NextStep::again: pending_.push_front(&operation); break;
+    case NextStep::again: pending_.push_front(operation); break;
     case NextStep::later: retry_later(operation); break;
     }
 }
 
 void ReactorLoop::retry_later(Operation& operation) {
-    ++paused_;
-    auto timer = std::make_unique<boost::asio::steady_timer>(executor_, pause(operation));
-    boost::asio::steady_timer& waiting = *timer;
-    waiting.async_wait([self = shared_from_this(), timer = std::move(timer),
-                        &operation](const boost::system::error_code&) {
-        --self->paused_;
-        self->pending_.push_front(&operation);
-        self->wake();
-    });
+    try {
+        auto timer = std::make_unique<boost::asio::steady_timer>(executor_, pause(operation));
+        boost::asio::steady_timer& waiting = *timer;
+        waiting.async_wait([self = shared_from_this(), timer = std::move(timer),
+                            &operation](const boost::system::error_code&) {
+            --self->paused_;
+            self->pending_.push_front(operation);
+            self->wake();
+        });
+        ++paused_;
+    } catch (const std::bad_alloc&) {
+        operation.completion.error = std::make_error_code(std::errc::not_enough_memory);
+        finished_.push_back(operation);
+    }
 }
 
 void ReactorLoop::fill() {
     while (in_flight_ < depth_ && !pending_.empty()) {
-        Operation* operation = pending_.front();
-        pending_.pop_front();
+        Operation& operation = pending_.pop_front();
         ++in_flight_;
-        if (operation->begun_ns == 0)
-            operation->begun_ns = trace::now_ns();
-        backend_->start(*operation);
+        if (operation.begun_ns == 0)
+            operation.begun_ns = trace::now_ns();
+        backend_->start(operation);
     }
     backend_->flush();
 }
@@ -208,8 +270,8 @@ void ReactorLoop::fill() {
 // one handler to the next.
 void ReactorLoop::run_handlers() {
     for (std::size_t ran = 0; ran < handlers_per_turn && !finished_.empty(); ++ran) {
-        const std::unique_ptr<Operation> operation = std::move(finished_.front());
-        finished_.pop_front();
+        Operation& operation = finished_.pop_front();
+        const std::unique_ptr<Operation> owned(operation.owned ? &operation : nullptr);
         {
             const std::lock_guard lock(mutex_);
             ++running_;
@@ -219,8 +281,9 @@ void ReactorLoop::run_handlers() {
             --running_;
             --outstanding_;
         });
-        if (operation->on_complete)
-            std::exchange(operation->on_complete, {})(std::move(operation->completion));
+        // A waiter's operation is gone as soon as it hears of its end.
+        if (auto on_complete = std::exchange(operation.on_complete, {}))
+            on_complete(std::move(operation.completion));
     }
 }
 

@@ -1,20 +1,21 @@
 // The Reactor's life on its one thread: incoming -> pending -> in flight -> ended -> handlers.
 //
 // The invariants: the backend and everything marked so below is touched by the loop's thread only;
-// a submission is counted in `outstanding_` from submit() until its handler has returned.
+// a submission is counted in `outstanding_` from submit() until its handler has returned. What submit()
+// has taken ends in its handler whether there is memory or not: all that it needs was set aside there.
 #pragma once
 
 #include <atomic>
 #include <condition_variable>
-#include <deque>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <thread>
-#include <vector>
 
 #include <boost/asio/executor_work_guard.hpp>
 
 #include "io/backend.hpp"
+#include "io/handler_memory.hpp"
 
 namespace safering {
 
@@ -24,8 +25,10 @@ class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
 
     ReactorLoop(Executor executor, std::unique_ptr<Backend> backend, unsigned depth);
 
-    /// Any thread.
+    /// Any thread. Throws std::bad_alloc, and has taken nothing then.
     void submit(std::span<Reactor::Submission> batch);
+    /// Submits and blocks until all have ended; needs no memory. Not on the loop's thread.
+    void wait(std::span<Operation> operations);
     /// Makes the loop take a turn soon. Any thread.
     void wake();
     /// Takes one. The loop's thread.
@@ -48,6 +51,7 @@ class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
     Backend& backend() { return *backend_; }
 
   private:
+    void enqueue(OperationQueue& operations);
     void take_incoming();
     void settle_ended();
     void settle(Operation& operation);
@@ -59,10 +63,11 @@ class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
     const Executor executor_;
     const unsigned depth_;
     std::atomic<bool> awake_ = false;
+    HandlerMemory turn_memory_; // of the turn that has been asked for
 
     mutable std::mutex mutex_;
     std::condition_variable became_idle_;
-    std::deque<std::unique_ptr<Operation>> incoming_;
+    OperationQueue incoming_;
     std::size_t outstanding_ = 0;
     bool refusing_ = false;
     /// Handlers on the stack, and turns: more than one where a handler destroys the Reactor.
@@ -74,11 +79,11 @@ class ReactorLoop : public std::enable_shared_from_this<ReactorLoop> {
     std::unique_ptr<Backend> backend_;
     bool begun_ = false;
     std::optional<boost::asio::executor_work_guard<Executor>> work_;
-    std::deque<Operation*> pending_;
+    OperationQueue pending_;
     unsigned in_flight_ = 0;
     unsigned paused_ = 0;
-    std::vector<Operation*> ended_;
-    std::deque<std::unique_ptr<Operation>> finished_;
+    OperationQueue ended_;
+    OperationQueue finished_;
 };
 
 } // namespace safering

@@ -1,5 +1,7 @@
 #include <safering/request.hpp>
 
+#include <new>
+
 namespace safering {
 
 std::string_view name(Opcode op) {
@@ -22,7 +24,9 @@ std::string_view name(Opcode op) {
     return "unknown operation";
 }
 
-Error to_error(const Request& request, const Completion& completion, std::string file_name) {
+namespace {
+
+Error in_words(const Request& request, const Completion& completion, std::string file_name) {
     Error error{.code = completion.error, .operation = std::string(name(request.op))};
     error.file = request.path.empty() ? std::move(file_name) : request.path;
     if (request.op == Opcode::rename)
@@ -37,6 +41,16 @@ Error to_error(const Request& request, const Completion& completion, std::string
                        std::to_string(request.minimum == 0 ? request.length : request.minimum) +
                        " bytes, found " + std::to_string(completion.result);
     return error;
+}
+
+} // namespace
+
+Error to_error(const Request& request, const Completion& completion, std::string file_name) {
+    try {
+        return in_words(request, completion, std::move(file_name));
+    } catch (const std::bad_alloc&) {
+        return {.code = completion.error};
+    }
 }
 
 } // namespace safering

@@ -1,7 +1,5 @@
 // The Reactor's view of a SimulatedDisk: operations end when reap() asks, in the
 // order the disk chooses.
-#include <algorithm>
-
 #include "io/simulated_disk.hpp"
 
 namespace safering {
@@ -21,20 +19,17 @@ class SimulatedBackend final : public Backend {
         wake_ = std::move(wake);
         wake_id_ = disk_->add_wake(wake_);
     }
-    void start(Operation& operation) override { started_.push_back(&operation); }
+    void start(Operation& operation) override { started_.push_back(operation); }
     void flush() override {
         if (!started_.empty() && !disk_->held())
             wake_();
     }
     // One a call, so that what was submitted meanwhile can overtake it.
-    void reap(std::vector<Operation*>& ended) override {
+    void reap(OperationQueue& ended) override {
         if (started_.empty() || disk_->held())
             return;
-        const auto chosen =
-            started_.begin() + static_cast<std::ptrdiff_t>(disk_->choose(started_.size()));
-        Operation* operation = *chosen;
-        started_.erase(chosen);
-        disk_->perform(*operation);
+        Operation& operation = started_.take(disk_->choose(started_.size()));
+        disk_->perform(operation);
         ended.push_back(operation);
     }
 
@@ -44,6 +39,7 @@ class SimulatedBackend final : public Backend {
     std::uint64_t resume_alignment(int file) const override {
         return disk_->is_direct(file) ? SimulatedDisk::sector_bytes : 1;
     }
+    void close(int file) override { disk_->close(file); }
     Result<FileSystemInfo> file_system(const std::string& directory) override {
         if (!disk_->exists(directory))
             return fail(std::make_error_code(std::errc::no_such_file_or_directory), "examine");
@@ -60,7 +56,7 @@ class SimulatedBackend final : public Backend {
     std::string reason_ = "a simulated disk";
     Wake wake_;
     std::uint64_t wake_id_ = 0;
-    std::vector<Operation*> started_;
+    OperationQueue started_;
 };
 
 } // namespace

@@ -167,6 +167,11 @@ void SimulatedDisk::perform(Operation& operation) {
         state_->end_interceptor(operation);
 }
 
+void SimulatedDisk::close(int file) {
+    const std::lock_guard lock(mutex_);
+    state_->files.erase(file);
+}
+
 bool SimulatedDisk::is_direct(int file) const {
     const std::lock_guard lock(mutex_);
     const auto found = state_->files.find(file);

@@ -162,6 +162,7 @@ class SimulatedDisk {
     // The backend's.
 
     void perform(Operation& operation);
+    void close(int file);
     bool is_direct(int file) const;
     bool held() const;
     /// Index below `count` of the operation to end next.

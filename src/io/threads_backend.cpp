@@ -16,7 +16,7 @@ class ThreadsBackend final : public Backend {
     void begin(Wake wake) override { pool_.begin(std::move(wake)); }
     void start(Operation& operation) override { pool_.start(operation); }
     void flush() override { pool_.flush(); }
-    void reap(std::vector<Operation*>& ended) override { pool_.reap(ended); }
+    void reap(OperationQueue& ended) override { pool_.reap(ended); }
 
     unsigned capacity() const override { return depth_; }
     BackendKind kind() const override { return BackendKind::threads; }
@@ -24,6 +24,7 @@ class ThreadsBackend final : public Backend {
     std::uint64_t resume_alignment(int file) const override {
         return posix::is_direct(file) ? posix::direct_offset_alignment(file) : 1;
     }
+    void close(int file) override { posix::close(file); }
     Result<FileSystemInfo> file_system(const std::string& directory) override {
         return file_systems_.at(directory);
     }

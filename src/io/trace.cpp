@@ -8,6 +8,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <new>
 #include <system_error>
 #include <utility>
 
@@ -16,6 +17,8 @@
 #include <nlohmann/json.hpp>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "out_of_memory.hpp"
 
 namespace safering::trace {
 
@@ -178,6 +181,11 @@ std::atomic<File*>& current_file() {
     return current;
 }
 void close_at_exit();
+// What no memory is left for is missing from the trace.
+template <typename F>
+void where_there_is_memory(F&& write) {
+    (void)had_memory(std::forward<F>(write));
+}
 
 // Never destroyed, as threads of reactors may outlive statics. A forked child begins with one of its own: the parent's
 // may be locked for ever.
@@ -219,7 +227,11 @@ void append_async(std::string_view category, std::string_view name, std::int64_t
 } // namespace
 
 bool enabled() {
-    return file() != nullptr;
+    try {
+        return file() != nullptr;
+    } catch (const std::bad_alloc&) {
+        return false;
+    }
 }
 
 std::int64_t now_ns() {
@@ -233,11 +245,14 @@ std::int64_t now_ns() {
 Span::~Span() {
     if (begun_ns_ == 0)
         return;
-    const std::string bytes = bytes_ == 0 ? std::string() : fmt::format(R"("bytes":{})", bytes_);
-    file()->append(fmt::format(
-        R"({{"ph":"X","pid":{},"tid":{},"name":{},"ts":{:.3f},"dur":{:.3f},"args":{{{}}}}})",
-        file()->process(), ::gettid(), json_text(name_), microseconds(begun_ns_),
-        microseconds(now_ns() - begun_ns_), bytes));
+    where_there_is_memory([&] {
+        const std::string bytes =
+            bytes_ == 0 ? std::string() : fmt::format(R"("bytes":{})", bytes_);
+        file()->append(fmt::format(
+            R"({{"ph":"X","pid":{},"tid":{},"name":{},"ts":{:.3f},"dur":{:.3f},"args":{{{}}}}})",
+            file()->process(), ::gettid(), json_text(name_), microseconds(begun_ns_),
+            microseconds(now_ns() - begun_ns_), bytes));
+    });
 }
 
 void Interval::begin(std::string name) {
@@ -248,24 +263,29 @@ void Interval::begin(std::string name) {
 void Interval::end() {
     if (begun_ns_ == 0)
         return;
-    append_async("job", name_, begun_ns_, now_ns(), {});
+    where_there_is_memory([&] {
+        append_async("job", name_, begun_ns_, now_ns(), {});
+        flush();
+    });
     begun_ns_ = 0;
-    flush();
 }
 
 void add(const Request& request, const Completion& completion, std::int64_t begun_ns) {
     if (begun_ns == 0)
         return;
-    File& out = *file();
-    if (request.op == Opcode::open && !completion.error)
-        out.learn(static_cast<int>(completion.result), request.path);
-    std::string arguments = fmt::format(
-        R"("file":{})", json_text(request.path.empty() ? out.name_of(request.file) : request.path));
-    if (request.length != 0)
-        arguments += fmt::format(R"(,"offset":{},"bytes":{})", request.offset, request.length);
-    if (completion.error)
-        arguments += fmt::format(R"(,"error":{})", json_text(completion.error.message()));
-    append_async("io", name(request.op), begun_ns, now_ns(), arguments);
+    where_there_is_memory([&] {
+        File& out = *file();
+        if (request.op == Opcode::open && !completion.error)
+            out.learn(static_cast<int>(completion.result), request.path);
+        std::string arguments =
+            fmt::format(R"("file":{})",
+                        json_text(request.path.empty() ? out.name_of(request.file) : request.path));
+        if (request.length != 0)
+            arguments += fmt::format(R"(,"offset":{},"bytes":{})", request.offset, request.length);
+        if (completion.error)
+            arguments += fmt::format(R"(,"error":{})", json_text(completion.error.message()));
+        append_async("io", name(request.op), begun_ns, now_ns(), arguments);
+    });
 }
 
 void flush() {

@@ -18,6 +18,7 @@
 
 #include "io/blocking_pool.hpp"
 #include "io/file_system.hpp"
+#include "io/handler_memory.hpp"
 #include "io/posix_ops.hpp"
 
 namespace safering {
@@ -33,12 +34,12 @@ class Doorbell : public std::enable_shared_from_this<Doorbell> {
         const int file = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
         if (file < 0)
             throw std::system_error(posix::last_error(), "eventfd");
-        boost::system::error_code error;
-        descriptor_.assign(file, error);
-        if (!error)
-            return;
-        ::close(file);
-        throw std::system_error(error, "watch an eventfd");
+        try {
+            descriptor_.assign(file);
+        } catch (...) {
+            ::close(file);
+            throw;
+        }
     }
 
     int file() { return descriptor_.native_handle(); }
@@ -49,19 +50,18 @@ class Doorbell : public std::enable_shared_from_this<Doorbell> {
         if (listening_ || closed_)
             return;
         listening_ = true;
+        const auto rung = [self = shared_from_this(), wake](const boost::system::error_code&) {
+            const std::lock_guard handler_lock(self->mutex_);
+            if (self->closed_)
+                return;
+            self->listening_ = false;
+            std::uint64_t rings = 0;
+            // Non-blocking; the completion queue says what the count does not.
+            [[maybe_unused]] const ssize_t got = ::read(self->file(), &rings, sizeof rings);
+            wake();
+        };
         descriptor_.async_wait(boost::asio::posix::stream_descriptor::wait_read,
-                               [self = shared_from_this(), wake](const boost::system::error_code&) {
-                                   const std::lock_guard handler_lock(self->mutex_);
-                                   if (self->closed_)
-                                       return;
-                                   self->listening_ = false;
-                                   std::uint64_t rings = 0;
-                                   // Non-blocking; the completion queue says
-                                   // what the count does not.
-                                   [[maybe_unused]] const ssize_t got =
-                                       ::read(self->file(), &rings, sizeof rings);
-                                   wake();
-                               });
+                               in_memory(memory_, rung));
     }
     void close() {
         const std::lock_guard lock(mutex_);
@@ -74,6 +74,7 @@ class Doorbell : public std::enable_shared_from_this<Doorbell> {
     std::mutex mutex_;
     bool listening_ = false;
     bool closed_ = false;
+    HandlerMemory memory_; // of the wait
     boost::asio::posix::stream_descriptor descriptor_;
 };
 
@@ -90,7 +91,7 @@ class UringBackend final : public Backend {
     void begin(Wake wake) override;
     void start(Operation& operation) override;
     void flush() override;
-    void reap(std::vector<Operation*>& ended) override;
+    void reap(OperationQueue& ended) override;
 
     unsigned capacity() const override {
         return std::min(ring_->ring.sq.ring_entries, ring_->ring.cq.ring_entries);
@@ -100,6 +101,7 @@ class UringBackend final : public Backend {
     std::uint64_t resume_alignment(int file) const override {
         return posix::is_direct(file) ? posix::direct_offset_alignment(file) : 1;
     }
+    void close(int file) override { posix::close(file); }
     Result<FileSystemInfo> file_system(const std::string& directory) override {
         return file_systems_.at(directory);
     }
@@ -185,7 +187,7 @@ void UringBackend::flush() {
         doorbell_->listen(wake_);
 }
 
-void UringBackend::reap(std::vector<Operation*>& ended) {
+void UringBackend::reap(OperationQueue& ended) {
     pool_.reap(ended);
     if (in_ring_ == 0)
         return;
@@ -202,7 +204,7 @@ void UringBackend::reap(std::vector<Operation*>& ended) {
             if (unsupported)
                 pool_.start(*operation); // which sets the size without a reservation
             else
-                ended.push_back(operation);
+                ended.push_back(*operation);
         }
         io_uring_cq_advance(ring(), count);
         in_ring_ -= count;

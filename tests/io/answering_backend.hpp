@@ -2,7 +2,6 @@
 #pragma once
 
 #include <utility>
-#include <vector>
 
 #include "forwarding_backend.hpp"
 
@@ -16,9 +15,8 @@ class AnsweringBackend : public ForwardingBackend {
         wake_ = wake;
         ForwardingBackend::begin(std::move(wake));
     }
-    void reap(std::vector<Operation*>& ended) override {
-        ended.insert(ended.end(), answered_.begin(), answered_.end());
-        answered_.clear();
+    void reap(OperationQueue& ended) override {
+        ended.append(answered_);
         ForwardingBackend::reap(ended);
     }
 
@@ -26,13 +24,13 @@ class AnsweringBackend : public ForwardingBackend {
     /// Instead of start(): the operation fails with `error`.
     void fail(Operation& operation, std::error_code error) {
         operation.completion = {.error = error};
-        answered_.push_back(&operation);
+        answered_.push_back(operation);
         wake_();
     }
 
   private:
     Wake wake_;
-    std::vector<Operation*> answered_;
+    OperationQueue answered_;
 };
 
 } // namespace safering::test

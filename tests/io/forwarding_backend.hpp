@@ -12,13 +12,14 @@ class ForwardingBackend : public Backend {
     void begin(Wake wake) override { backend_->begin(std::move(wake)); }
     void start(Operation& operation) override { backend_->start(operation); }
     void flush() override { backend_->flush(); }
-    void reap(std::vector<Operation*>& ended) override { backend_->reap(ended); }
+    void reap(OperationQueue& ended) override { backend_->reap(ended); }
     unsigned capacity() const override { return backend_->capacity(); }
     BackendKind kind() const override { return backend_->kind(); }
     const std::string& reason() const override { return backend_->reason(); }
     std::uint64_t resume_alignment(int file) const override {
         return backend_->resume_alignment(file);
     }
+    void close(int file) override { backend_->close(file); }
     Result<FileSystemInfo> file_system(const std::string& directory) override {
         return backend_->file_system(directory);
     }

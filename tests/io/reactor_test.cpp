@@ -310,19 +310,19 @@ class RestlessBackend final : public Backend {
             }
         });
     }
-    void start(Operation& operation) override { started_.push_back(&operation); }
+    void start(Operation& operation) override { started_.push_back(operation); }
     void flush() override { note(); }
-    void reap(std::vector<Operation*>& ended) override {
+    void reap(OperationQueue& ended) override {
         note();
         // Long turns, so that destruction meets one.
         std::this_thread::sleep_for(std::chrono::microseconds(20));
-        ended.insert(ended.end(), started_.begin(), started_.end());
-        started_.clear();
+        ended.append(started_);
     }
     unsigned capacity() const override { return 8; }
     BackendKind kind() const override { return BackendKind::simulated; }
     const std::string& reason() const override { return reason_; }
     std::uint64_t resume_alignment(int) const override { return 1; }
+    void close(int) override {}
     Result<FileSystemInfo> file_system(const std::string&) override { return FileSystemInfo{}; }
 
   private:
@@ -333,7 +333,7 @@ class RestlessBackend final : public Backend {
     std::atomic<int>& late_turns_;
     std::atomic<bool> dying_ = false;
     std::string reason_ = "restless";
-    std::vector<Operation*> started_;
+    OperationQueue started_;
     std::jthread restless_;
 };
 

@@ -9,19 +9,23 @@ namespace safering::test::allocations {
 
 namespace {
 
-enum Armed : int { nobody, caller, others };
+enum Armed : int { nobody, caller, all };
 
 std::atomic<int> armed = nobody;
-std::atomic<std::int64_t> left = 0;
+std::atomic<std::uint64_t> seen = 0;
+std::atomic<std::uint64_t> first = 0;
+std::atomic<std::uint64_t> last = 0;
 std::atomic<bool> failed = false;
 std::atomic<std::int64_t> alive = 0;
 thread_local bool is_caller = false;
+thread_local unsigned exempt = 0;
 
 bool fails_now() {
     const int who = armed.load(std::memory_order_acquire);
-    if (who == nobody || (who == caller) != is_caller)
+    if (who == nobody || exempt != 0 || (who == caller && !is_caller))
         return false;
-    if (left.fetch_sub(1, std::memory_order_relaxed) != 0)
+    const std::uint64_t number = seen.fetch_add(1, std::memory_order_relaxed);
+    if (number < first || number > last)
         return false;
     failed = true;
     return true;
@@ -49,16 +53,29 @@ void release(void* memory) noexcept {
 
 } // namespace
 
-void fail_after(Threads threads, std::uint64_t count) {
+void fail(Threads threads, Failing failing) {
     is_caller = true;
     failed = false;
-    left = static_cast<std::int64_t>(count);
-    armed.store(threads == Threads::caller ? caller : others, std::memory_order_release);
+    seen = 0;
+    first = failing.after;
+    last = failing.for_good ? ~std::uint64_t{0} : failing.after;
+    armed.store(threads == Threads::caller ? caller : all, std::memory_order_release);
 }
 
 bool disarm() {
     armed = nobody;
     return failed;
+}
+
+std::uint64_t count() {
+    return seen;
+}
+
+void begin_exemption() {
+    ++exempt;
+}
+void end_exemption() {
+    --exempt;
 }
 
 std::int64_t living() {

@@ -7,13 +7,25 @@ namespace safering::test::allocations {
 
 enum class Threads {
     caller, ///< the thread that arms
-    others, ///< all but that one: the library's
+    all,
 };
 
-/// Makes one allocation of these threads fail: after so many others.
-void fail_after(Threads threads, std::uint64_t others);
+struct Failing {
+    /// So many others succeed first.
+    std::uint64_t after = 0;
+    /// All that follow fail too.
+    bool for_good = false;
+};
+
+/// Makes allocations of these threads fail.
+void fail(Threads threads, Failing failing);
 /// Ends that. Whether one has failed.
 bool disarm();
+/// Allocations since fail() that could have failed.
+std::uint64_t count();
+/// In between this thread's are neither counted nor failed.
+void begin_exemption();
+void end_exemption();
 /// Allocations that have not been freed.
 std::int64_t living();
 

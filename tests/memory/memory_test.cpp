@@ -5,6 +5,7 @@
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
+#include "../environment.hpp"
 #include "scenarios.hpp"
 
 namespace safering::test {
@@ -12,16 +13,41 @@ namespace {
 
 using allocations::Threads;
 
-TEST(EveryAllocation, OfParsingAndPlanning) {
-    for (const AllocationScenario& scenario : pure_scenarios()) {
-        SCOPED_TRACE(scenario.name);
-        const AllocationTotals totals = try_allocations(scenario, Threads::caller);
-        fmt::print("{}: {} allocations failed\n", scenario.name, totals.runs);
-        for (const AllocationFinding& finding : totals.findings)
-            ADD_FAILURE() << finding.demand << ": " << finding.text;
-        EXPECT_GT(totals.runs, 0u);
-    }
+void try_all(const std::vector<AllocationScenario>& scenarios, AllocationOptions options) {
+    for (const AllocationScenario& scenario : scenarios)
+        for (const bool for_good : {false, true}) {
+            SCOPED_TRACE(scenario.name);
+            options.for_good = for_good;
+            const AllocationTotals totals = try_allocations(scenario, options);
+            fmt::print("{}: {} of {} allocations failed {}, {} runs succeeded\n", scenario.name,
+                       totals.runs, totals.allocations, for_good ? "and all that followed" : "once",
+                       totals.survived);
+            for (const AllocationFinding& finding : totals.findings)
+                ADD_FAILURE() << finding.demand << ": " << finding.text << ", seed "
+                              << options.seed;
+            EXPECT_GT(totals.runs, 0u);
+        }
 }
+
+TEST(EveryAllocation, OfParsingAndPlanning) {
+    try_all(pure_scenarios(), {});
+}
+
+class EveryAllocationOn : public testing::TestWithParam<BackendKind> {};
+
+TEST_P(EveryAllocationOn, OfSavesAndLoads) {
+    if (GetParam() == BackendKind::io_uring)
+        if (const auto reactor = Reactor::create({.backend = BackendChoice::io_uring}); !reactor)
+            GTEST_SKIP() << reactor.error().message();
+    try_all(io_scenarios(GetParam()), {.threads = Threads::all,
+                                       .runs = from_environment("MEMORY_RUNS", 40),
+                                       .seed = from_environment("MEMORY_SEED", 1)});
+}
+
+INSTANTIATE_TEST_SUITE_P(Backends, EveryAllocationOn,
+                         testing::Values(BackendKind::simulated, BackendKind::threads,
+                                         BackendKind::io_uring),
+                         [](const auto& kind) { return std::string(name(kind.param)); });
 
 // What needs memory.
 std::string some_text() {
@@ -29,15 +55,15 @@ std::string some_text() {
 }
 
 std::string first_demand(const AllocationScenario& scenario) {
-    const AllocationTotals totals = try_allocations(scenario, Threads::caller);
+    const AllocationTotals totals = try_allocations(scenario);
     return totals.findings.empty() ? "" : totals.findings.front().demand;
 }
 
 TEST(PlantedBugs, WantOfMemoryIsSwallowed) {
     std::string made;
     EXPECT_EQ(first_demand({.name = "swallowed",
-                            .set_up = [&] { made.clear(); },
                             .run = [&] -> Result<void> {
+                                made.clear();
                                 try {
                                     made = some_text();
                                 } catch (const std::bad_alloc&) {
@@ -85,7 +111,7 @@ TEST(PlantedBugsDeathTest, AnExceptionMeetsADestructor) {
                                    return dies().empty() ? fail(Errc::plan_hole, "run")
                                                          : Result<void>();
                                }}),
-                 "bad_alloc");
+                 "died");
 }
 
 } // namespace

@@ -1,3 +1,4 @@
+#include <array>
 #include <span>
 
 #include <fmt/format.h>
@@ -5,6 +6,7 @@
 #include "../checkpoint/model.hpp"
 #include "checkpoint/commit.hpp"
 #include "checkpoint/index.hpp"
+#include "checkpoint/manifest.hpp"
 #include "plan/layout.hpp"
 #include "plan/request_planner.hpp"
 #include "safetensors/header.hpp"
@@ -95,12 +97,46 @@ Result<void> parse_records() {
     return {};
 }
 
+// Two layouts: a full one has an index, a sharded one boxes and tensors.
+Result<void> parse_manifests() {
+    checkpoint::ManifestFile file{.name = "model-00001-of-00001.safetensors",
+                                  .file_bytes = 4096,
+                                  .data_begin = 512,
+                                  .head_digest = 1};
+    const std::array<std::uint64_t, 2> digests{1, ~std::uint64_t{0}};
+    file.extents.add_tensor();
+    file.extents.add({nullptr, digests});
+    checkpoint::Manifest manifest{.attempt = "0123456789abcdef0123456789abcdef",
+                                  .chunk_bytes = 4096,
+                                  .files = {file, file},
+                                  .index = checkpoint::ManifestIndex{80, 1}};
+    manifest.files[1].name = "model-00002-of-00002.safetensors";
+    const ChunkStorageMetadata box{.offsets = {4, 0}, .sizes = {4, 8}};
+    checkpoint::Manifest sharded = manifest;
+    sharded.layout = FileLayout::sharded;
+    sharded.index.reset();
+    sharded.files.resize(1);
+    sharded.files[0].extents = {};
+    sharded.files[0].extents.add_tensor();
+    sharded.files[0].extents.add({&box, digests});
+    sharded.tensors["model.layers.0.attention.weight"] = {Dtype::f32, {8, 8}};
+    for (const checkpoint::Manifest* each : {&manifest, &sharded}) {
+        auto parsed = checkpoint::parse_manifest(checkpoint::to_text(*each), "manifest");
+        if (!parsed)
+            return std::unexpected(std::move(parsed.error()));
+        if (*parsed != *each)
+            return fail(Errc::checkpoint_conflict, "parse", "another manifest came back");
+    }
+    return {};
+}
+
 } // namespace
 
 std::vector<AllocationScenario> pure_scenarios() {
     return {{.name = "headers read and written", .run = parse_headers},
             {.name = "a bad header refused", .run = parse_bad_header},
             {.name = "an index and a redo record read", .run = parse_records},
+            {.name = "manifests written and read", .run = parse_manifests},
             {.name = "a save planned", .run = plan_everything}};
 }
 

@@ -3,10 +3,12 @@
 #include <condition_variable>
 #include <cstdio>
 #include <cstdlib>
+#include <exception>
 #include <filesystem>
 #include <iterator>
 #include <mutex>
 #include <optional>
+#include <random>
 #include <thread>
 
 #include <fmt/format.h>
@@ -15,12 +17,23 @@ namespace safering::test {
 
 namespace {
 
-// Ends the process where a run does not end.
+// The run that is under way, for a handler that may not look further.
+char under_way[256];
+
+[[noreturn]] void say_and_end(const char* what) {
+    std::fprintf(stderr, "%s: %s\n", what, under_way);
+    std::_Exit(3);
+}
+
+// Ends the process, saying so, where a run does not end or ends it.
 class Watch {
   public:
-    Watch(std::string name, unsigned seconds)
-        : name_(std::move(name)), seconds_(seconds), thread_([this] { watch(); }) {}
+    Watch(std::string name, const AllocationOptions& options)
+        : name_(std::move(name)), options_(options),
+          terminate_(std::set_terminate([] { say_and_end("died (std::terminate)"); })),
+          thread_([this] { watch(); }) {}
     ~Watch() {
+        std::set_terminate(terminate_);
         {
             const std::lock_guard lock(mutex_);
             over_ = true;
@@ -30,7 +43,10 @@ class Watch {
     }
     void begin_run(std::uint64_t run) {
         const std::lock_guard lock(mutex_);
-        run_ = run;
+        std::snprintf(under_way, sizeof under_way, "%s, allocation %llu fails %s, seed %llu",
+                      name_.c_str(), static_cast<unsigned long long>(run),
+                      options_.for_good ? "and all that follow" : "once",
+                      static_cast<unsigned long long>(options_.seed));
         ++rounds_;
         changed_.notify_all();
     }
@@ -40,20 +56,18 @@ class Watch {
         std::unique_lock lock(mutex_);
         while (!over_) {
             const std::uint64_t seen = rounds_;
-            if (changed_.wait_for(lock, std::chrono::seconds(seconds_),
+            if (changed_.wait_for(lock, std::chrono::seconds(options_.hang_seconds),
                                   [&] { return over_ || rounds_ != seen; }))
                 continue;
-            std::fprintf(stderr, "hang: %s does not end when allocation %llu fails\n",
-                         name_.c_str(), static_cast<unsigned long long>(run_));
-            std::_Exit(3);
+            say_and_end("hang");
         }
     }
 
     std::string name_;
-    unsigned seconds_;
+    const AllocationOptions options_;
+    std::terminate_handler terminate_;
     std::mutex mutex_;
     std::condition_variable changed_;
-    std::uint64_t run_ = 0;
     std::uint64_t rounds_ = 0;
     bool over_ = false;
     std::thread thread_;
@@ -76,10 +90,10 @@ struct Outcome {
 };
 
 Outcome run_once(const AllocationScenario& scenario, allocations::Threads threads,
-                 std::uint64_t after) {
+                 allocations::Failing failing) {
     Outcome outcome;
     std::optional<Error> error;
-    allocations::fail_after(threads, after);
+    allocations::fail(threads, failing);
     try {
         auto done = scenario.run();
         outcome.failed_one = allocations::disarm();
@@ -102,40 +116,48 @@ Outcome run_once(const AllocationScenario& scenario, allocations::Threads thread
     return outcome;
 }
 
-} // namespace
-
-AllocationTotals try_allocations(const AllocationScenario& scenario, allocations::Threads threads,
-                                 unsigned hang_seconds) {
+AllocationTotals try_once(const AllocationScenario& scenario, const AllocationOptions& options) {
     AllocationTotals totals;
     const auto find = [&](const char* demand, std::string text) {
         if (!text.empty())
             totals.findings.push_back({demand, std::move(text)});
     };
-    Watch watch(scenario.name, hang_seconds);
+    Watch watch(scenario.name, options);
+    const auto try_one = [&](std::uint64_t after) {
+        watch.begin_run(after);
+        const Outcome outcome =
+            run_once(scenario, options.threads, {.after = after, .for_good = options.for_good});
+        const auto at = [&](const std::string& text) {
+            return text.empty() ? text : fmt::format("allocation {}: {}", after, text);
+        };
+        find("wrong error", at(outcome.wrong));
+        find("harmed", at(scenario.harm(outcome.succeeded)));
+        totals.runs += outcome.failed_one;
+        totals.survived += outcome.failed_one && outcome.succeeded;
+        return outcome.failed_one;
+    };
+    constexpr std::uint64_t never = ~std::uint64_t{0} >> 1;
     // What is made once in a process is there before it is counted.
     scenario.set_up();
-    watch.begin_run(0);
-    find("wrong error", run_once(scenario, threads, ~std::uint64_t{0} >> 1).wrong);
+    try_one(never);
     scenario.tear_down();
     const std::int64_t descriptors = open_descriptors();
     const std::int64_t living = allocations::living();
     scenario.set_up();
-    while (totals.findings.empty()) {
-        watch.begin_run(totals.runs);
-        const Outcome outcome = run_once(scenario, threads, totals.runs);
-        watch.begin_run(totals.runs);
-        const auto at = [&](const std::string& text) {
-            return text.empty() ? text : fmt::format("allocation {}: {}", totals.runs, text);
-        };
-        find("wrong error", at(outcome.wrong));
-        find("harmed", at(scenario.harm(outcome.succeeded)));
-        if (!outcome.failed_one) {
-            find("left over", scenario.left_over());
-            break;
-        }
-        ++totals.runs;
-        totals.survived += outcome.succeeded;
+    try_one(never);
+    totals.allocations = allocations::count();
+    if (options.runs == 0 || options.runs >= totals.allocations) {
+        for (std::uint64_t after = 0; totals.findings.empty() && try_one(after);)
+            ++after;
+    } else {
+        std::mt19937_64 random(options.seed);
+        for (std::uint64_t i = 0; totals.findings.empty() && i < options.runs; ++i)
+            try_one(random() % totals.allocations);
+        if (totals.findings.empty())
+            try_one(never);
     }
+    if (totals.findings.empty())
+        find("left over", scenario.left_over());
     scenario.tear_down();
     if (!totals.findings.empty())
         return totals;
@@ -143,6 +165,18 @@ AllocationTotals try_allocations(const AllocationScenario& scenario, allocations
         find("leak", fmt::format("{} allocations", kept));
     if (const std::int64_t kept = open_descriptors() - descriptors; kept > 0)
         find("leak", fmt::format("{} descriptors", kept));
+    return totals;
+}
+
+} // namespace
+
+AllocationTotals try_allocations(const AllocationScenario& scenario,
+                                 const AllocationOptions& options) {
+    AllocationTotals totals = try_once(scenario, options);
+    // What a process makes once may be made late, by a run that is not the first (Boost.Asio keeps two blocks for each
+    // thread that runs a context, say); a leak comes again.
+    if (totals.findings.size() == 1 && totals.findings.front().demand == std::string("leak"))
+        totals = try_once(scenario, options);
     return totals;
 }
 

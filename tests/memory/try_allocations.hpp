@@ -1,6 +1,6 @@
 // Lets every allocation of a run fail, one after the other until none is left, and demands each time:
 //
-//   1. the run ends ("hang"), and the process goes on (a std::terminate would show as the test's death);
+//   1. the run ends ("hang"), and the process goes on ("died");
 //   2. it succeeds with what it should have done, or says that memory was wanting ("wrong error");
 //   3. what it worked on is as before, or as it should become ("harmed");
 //
@@ -40,14 +40,26 @@ struct AllocationFinding {
 };
 
 struct AllocationTotals {
+    /// Of a run without a failure.
+    std::uint64_t allocations = 0;
     /// Runs with an allocation that failed, and those of them that succeeded all the same.
     std::uint64_t runs = 0;
     std::uint64_t survived = 0;
     std::vector<AllocationFinding> findings;
 };
 
-/// `hang_seconds`: how long a run may take; longer ends the process, saying so.
-AllocationTotals try_allocations(const AllocationScenario& scenario, allocations::Threads threads,
-                                 unsigned hang_seconds = 120);
+struct AllocationOptions {
+    allocations::Threads threads = allocations::Threads::caller;
+    /// Once, or for the rest of the run.
+    bool for_good = false;
+    /// Only so many of the allocations, chosen by the seed; 0: all.
+    std::uint64_t runs = 0;
+    std::uint64_t seed = 0;
+    /// How long a run may take; longer ends the process, saying so.
+    unsigned hang_seconds = 120;
+};
+
+AllocationTotals try_allocations(const AllocationScenario& scenario,
+                                 const AllocationOptions& options = {});
 
 } // namespace safering::test

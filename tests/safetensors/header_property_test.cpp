@@ -109,8 +109,9 @@ RC_GTEST_PROP(HeaderProperty, TheQuickWayReadsWhatTheLongWayReads, ()) {
 
 // A field that nobody knows leads past the quick way.
 TEST(HeaderChange, TheQuickWayTakesNothingThatTheLongWayRefuses) {
-    std::vector<TensorEntry> tensors{{.name = "a", .dtype = Dtype::f32, .shape = {2, 3}},
-                                     {.name = "bc", .dtype = Dtype::u8, .shape = {}}};
+    std::vector<TensorEntry> tensors{
+        {.name = "a", .dtype = Dtype::f32, .shape = {2, 3}, .data = {}},
+        {.name = "bc", .dtype = Dtype::u8, .shape = {}, .data = {}}};
     ASSERT_TRUE(assign_offsets(tensors));
     const std::string head = value_or_throw(write_entries(tensors, {{"format", "pt"}}, 8));
     const auto read = [&](const std::string& text) {
