@@ -158,7 +158,7 @@ struct Closedir {
     void operator()(DIR* directory) const { ::closedir(directory); }
 };
 
-Completion list(const Request& request) {
+Completion list(const Request& request) try {
     const std::unique_ptr<DIR, Closedir> directory(::opendir(request.path.c_str()));
     if (directory == nullptr)
         return {.error = last_error()};
@@ -174,6 +174,8 @@ Completion list(const Request& request) {
     if (errno != 0)
         completion.error = last_error();
     return completion;
+} catch (const std::bad_alloc&) { // names want memory
+    return {.error = std::make_error_code(std::errc::not_enough_memory)};
 }
 
 } // namespace
@@ -251,11 +253,7 @@ void perform(Operation& operation) {
     case Opcode::remove_directory: completion = result_of(::rmdir(request.path.c_str())); break;
     case Opcode::sync_directory: completion = sync_directory(request); break;
     case Opcode::stat: completion = stat(request); break;
-    case Opcode::list: try { completion = list(request);
-        } catch (const std::bad_alloc&) {
-            completion = {.error = std::make_error_code(std::errc::not_enough_memory)};
-        }
-        break;
+    case Opcode::list: completion = list(request); break;
     }
 }
 

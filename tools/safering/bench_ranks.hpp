@@ -63,7 +63,7 @@ class Ranks {
 
     std::vector<LocalTensor> sources(unsigned rank) const;
     std::vector<LocalDestination> destinations(unsigned rank) const;
-    /// Runs `work` on a thread a rank, waits for all, and throws the first error by rank.
+    /// Runs `work` for each rank, the first on this thread, waits for all, and throws the first error by rank.
     void on_every_rank(const std::function<void(unsigned)>& work) const;
 
     std::vector<std::vector<Part>> parts_;
