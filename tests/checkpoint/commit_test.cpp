@@ -82,6 +82,16 @@ TEST(MetadataCommit, PublishesOnlyWhatIsDurable) {
     EXPECT_FALSE(commit.error());
 }
 
+// What takes its place where somebody has revoked the attempt is a file.
+TEST(MetadataCommit, MovesARedoRecordInAsADirectoryOnly) {
+    MetadataCommit commit(input(true));
+    const Trace trace = run(commit, ~std::size_t{0});
+    EXPECT_EQ(
+        std::ranges::count(trace.steps, "rename /ckpt/" + attempt_directory + "/.safering.redo/"),
+        1);
+    EXPECT_TRUE(commit.committed());
+}
+
 TEST(MetadataCommit, ReportsTheFirstFailureOfEveryStepAndClosesItsFiles) {
     for (const bool present : {false, true}) {
         MetadataCommit whole(input(present));

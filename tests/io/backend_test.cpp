@@ -175,7 +175,11 @@ TEST_P(BackendTest, RenameReplacesOnlyWhenAsked) {
     close(create("e/file"));
     EXPECT_EQ(rename("d", "e", true), errno_code(ENOTEMPTY));
     EXPECT_EQ(rename("e", "f", false), std::error_code{});
-    EXPECT_EQ(status("f/file").kind, FileKind::regular);
+    // A slash at the end: a directory and nothing else.
+    EXPECT_EQ(rename("f/", "g", false), std::error_code{});
+    EXPECT_EQ(rename("b/", "h", false), errno_code(ENOTDIR));
+    EXPECT_EQ(rename("none/", "h", false), errno_code(ENOENT));
+    EXPECT_EQ(status("g/file").kind, FileKind::regular);
 }
 
 TEST_P(BackendTest, DirectoriesComeAndGo) {
