@@ -26,8 +26,8 @@ namespace safering {
 struct Reactor::Impl {
     Impl(ReactorOptions wanted, std::unique_ptr<boost::asio::io_context> own,
          boost::asio::io_context& used, std::unique_ptr<Backend> backend)
-        : options(wanted), own_context(std::move(own)), context(used),
-          loop(std::make_shared<ReactorLoop>(context.get_executor(), std::move(backend),
+        : options(wanted), own_context(std::move(own)), context(used), given(std::move(backend)),
+          loop(std::make_shared<ReactorLoop>(context.get_executor(), std::move(given),
                                              options.queue_depth)) {
         // Later the backend may be gone in the eyes of another thread.
         info.backend = loop->backend().kind();
@@ -54,6 +54,8 @@ struct Reactor::Impl {
     const ReactorOptions options;
     std::unique_ptr<boost::asio::io_context> own_context;
     boost::asio::io_context& context;
+    /// Until there is a loop that has it: it must go before the context, also where no loop could be made.
+    std::unique_ptr<Backend> given;
     std::shared_ptr<ReactorLoop> loop;
     std::optional<boost::asio::executor_work_guard<boost::asio::io_context::executor_type>> work;
     std::thread thread;

@@ -87,22 +87,50 @@ std::int64_t living() {
 using safering::test::allocations::allocate;
 using safering::test::allocations::release;
 
-// The others (arrays, nothrow) come down to these.
+// All of them: by default the others come down to two, but not under a sanitizer, which has its own.
 void* operator new(std::size_t bytes) {
+    return allocate(bytes, 1);
+}
+void* operator new[](std::size_t bytes) {
     return allocate(bytes, 1);
 }
 void* operator new(std::size_t bytes, std::align_val_t alignment) {
     return allocate(bytes, static_cast<std::size_t>(alignment));
 }
+void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+    return allocate(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new(std::size_t bytes, const std::nothrow_t&) noexcept {
+    try {
+        return allocate(bytes, 1);
+    } catch (const std::bad_alloc&) {
+        return nullptr;
+    }
+}
+void* operator new[](std::size_t bytes, const std::nothrow_t& nothrow) noexcept {
+    return operator new(bytes, nothrow);
+}
 void operator delete(void* memory) noexcept {
+    release(memory);
+}
+void operator delete[](void* memory) noexcept {
     release(memory);
 }
 void operator delete(void* memory, std::size_t) noexcept {
     release(memory);
 }
+void operator delete[](void* memory, std::size_t) noexcept {
+    release(memory);
+}
 void operator delete(void* memory, std::align_val_t) noexcept {
     release(memory);
 }
+void operator delete[](void* memory, std::align_val_t) noexcept {
+    release(memory);
+}
 void operator delete(void* memory, std::size_t, std::align_val_t) noexcept {
+    release(memory);
+}
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept {
     release(memory);
 }
