@@ -18,11 +18,9 @@
 #include <string>
 #include <vector>
 
-#include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
-#include <boost/asio/dispatch.hpp>
-#include <boost/asio/executor_work_guard.hpp>
 
+#include <safering/completion.hpp>
 #include <safering/storage_writer.hpp>
 
 namespace safering {
@@ -139,21 +137,9 @@ class SAFERING_API AsyncSaver {
         template <typename CompletionHandler>
         void operator()(CompletionHandler&& handler, std::string path, Result<SavePlan> plan,
                         const Fill& fill) const {
-            auto executor = boost::asio::get_associated_executor(handler, saver->executor());
-            auto work = boost::asio::make_work_guard(executor);
-            saver->start_save(
-                std::move(path), std::move(plan), fill,
-                [handler =
-                     std::decay_t<CompletionHandler>(std::forward<CompletionHandler>(handler)),
-                 executor,
-                 work = std::move(work)](std::exception_ptr error, SaveReport report) mutable {
-                    // Not post(), as no lock is held: a future's would go through threads of
-                    // Boost.Asio's, which a forked child of this process does not have.
-                    boost::asio::dispatch(executor, [handler = std::move(handler), error,
-                                                     report = std::move(report)]() mutable {
-                        std::move(handler)(error, std::move(report));
-                    });
-                });
+            saver->start_save(std::move(path), std::move(plan), fill,
+                              dispatched<SaveReport>(std::forward<CompletionHandler>(handler),
+                                                     saver->executor()));
         }
     };
 

@@ -10,11 +10,9 @@
 #include <utility>
 #include <vector>
 
-#include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
-#include <boost/asio/dispatch.hpp>
-#include <boost/asio/executor_work_guard.hpp>
 
+#include <safering/completion.hpp>
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
 #include <safering/work_report.hpp>
@@ -138,26 +136,9 @@ class SAFERING_API HuggingFaceStorageReader {
         template <typename CompletionHandler>
         void operator()(CompletionHandler&& handler, const LoadPlan* plan,
                         LoadPlanner* planner) const {
-            auto executor = boost::asio::get_associated_executor(handler, reader->executor());
-            struct Held {
-                std::decay_t<CompletionHandler> handler;
-                decltype(executor) on;
-                decltype(boost::asio::make_work_guard(executor)) work;
-            };
-            // The handler moves into memory that is there: a promise that were dropped for want of it would
-            // want some to tell its future, and end the process.
-            std::unique_ptr<Held> held(new Held{std::forward<CompletionHandler>(handler), executor,
-                                                boost::asio::make_work_guard(executor)});
-            reader->start_read(
-                *plan, *planner,
-                [held = std::move(held)](std::exception_ptr error, LoadReport report) mutable {
-                    // Not post(), as this is outside of the job already: a future's would go through
-                    // threads of Boost.Asio's, which a forked child of this process does not have.
-                    boost::asio::dispatch(held->on, [handler = std::move(held->handler), error,
-                                                     report = std::move(report)]() mutable {
-                        std::move(handler)(error, std::move(report));
-                    });
-                });
+            reader->start_read(*plan, *planner,
+                               dispatched<LoadReport>(std::forward<CompletionHandler>(handler),
+                                                      reader->executor()));
         }
     };
 

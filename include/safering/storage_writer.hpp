@@ -18,11 +18,9 @@
 #include <utility>
 #include <vector>
 
-#include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
-#include <boost/asio/dispatch.hpp>
-#include <boost/asio/executor_work_guard.hpp>
 
+#include <safering/completion.hpp>
 #include <safering/planner.hpp>
 #include <safering/reactor.hpp>
 #include <safering/save_limits.hpp>
@@ -178,26 +176,9 @@ class SAFERING_API HuggingFaceStorageWriter {
         template <typename CompletionHandler>
         void operator()(CompletionHandler&& handler, const SavePlan* plan,
                         SavePlanner* planner) const {
-            auto executor = boost::asio::get_associated_executor(handler, writer->executor());
-            struct Held {
-                std::decay_t<CompletionHandler> handler;
-                decltype(executor) on;
-                decltype(boost::asio::make_work_guard(executor)) work;
-            };
-            // The handler moves into memory that is there: a promise that were dropped for want of it would
-            // want some to tell its future, and end the process.
-            std::unique_ptr<Held> held(new Held{std::forward<CompletionHandler>(handler), executor,
-                                                boost::asio::make_work_guard(executor)});
-            writer->start_write(
-                *plan, *planner,
-                [held = std::move(held)](std::exception_ptr error, WriteResults results) mutable {
-                    // Not post(), as this is outside of the job already: a future's would go through
-                    // threads of Boost.Asio's, which a forked child of this process does not have.
-                    boost::asio::dispatch(held->on, [handler = std::move(held->handler), error,
-                                                     results = std::move(results)]() mutable {
-                        std::move(handler)(error, std::move(results));
-                    });
-                });
+            writer->start_write(*plan, *planner,
+                                dispatched<WriteResults>(std::forward<CompletionHandler>(handler),
+                                                         writer->executor()));
         }
     };
 
