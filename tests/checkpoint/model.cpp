@@ -126,6 +126,17 @@ Rank cut(const Model& model, Sharding sharding, std::uint32_t rank) {
     return out;
 }
 
+std::vector<LocalDestination> whole_destinations(Model& model) {
+    std::vector<LocalDestination> destinations;
+    for (TestTensor& tensor : model)
+        destinations.push_back(
+            {.fqn = tensor.name,
+             .data = {.data = tensor.bytes.data(), .dtype = tensor.dtype, .shape = tensor.shape},
+             .size = tensor.shape,
+             .offsets = Shape(tensor.shape.size(), 0)});
+    return destinations;
+}
+
 Result<SaveReport> save(const Model& model, Sharding sharding, const std::string& path,
                         const WriterOptions& options,
                         const std::vector<std::shared_ptr<Reactor>>& reactors) {

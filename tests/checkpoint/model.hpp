@@ -50,6 +50,8 @@ struct Rank {
     std::vector<LocalTensor> tensors;
 };
 Rank cut(const Model& model, Sharding sharding, std::uint32_t rank);
+/// Every tensor, whole, to be loaded into the model's own bytes.
+std::vector<LocalDestination> whole_destinations(Model& model);
 
 /// A whole save by `sharding.ranks` ranks, each with the reactor at its place (the last one serves the
 /// rest), plans and results carried as bytes.

@@ -26,14 +26,7 @@ Result<Model> load_model(const std::string& path, const std::shared_ptr<Reactor>
         model.push_back({fqn.str(), tensor.dtype, tensor.size,
                          std::vector<std::byte>(byte_size(tensor.dtype, tensor.size).value(),
                                                 std::byte{0xA5})});
-    std::vector<LocalDestination> destinations;
-    for (TestTensor& tensor : model)
-        destinations.push_back(
-            {.fqn = tensor.name,
-             .data = {.data = tensor.bytes.data(), .dtype = tensor.dtype, .shape = tensor.shape},
-             .size = tensor.shape,
-             .offsets = Shape(tensor.shape.size(), 0)});
-    DefaultLoadPlanner planner(std::move(destinations));
+    DefaultLoadPlanner planner(whole_destinations(model));
     auto plan = planner.create_local_plan(*metadata);
     if (!plan)
         return std::unexpected(std::move(plan.error()));
