@@ -1,5 +1,10 @@
 #include "io/blocking_pool.hpp"
 
+#include <cerrno>
+#include <system_error>
+
+#include <safering/error.hpp>
+
 #include "io/blocked_signals.hpp"
 #include "io/posix_ops.hpp"
 
@@ -19,9 +24,11 @@ bool is_small_buffered_write(const Operation& operation) {
 } // namespace
 
 BlockingPool::BlockingPool(unsigned threads) {
-    const BlockedSignals blocked;
-    threads_.reserve(threads);
+    if (::sem_init(&ready_, 0, 0) != 0)
+        throw std::system_error(posix::last_error(), "sem_init");
     try {
+        const BlockedSignals blocked;
+        threads_.reserve(threads);
         for (unsigned i = 0; i < threads; ++i)
             threads_.emplace_back([this] { work(); });
     } catch (...) { // those that are there would wait for ever
@@ -30,13 +37,19 @@ BlockingPool::BlockingPool(unsigned threads) {
     }
 }
 
+BlockingPool::~BlockingPool() {
+    stop();
+}
+
 void BlockingPool::stop() {
-    {
-        const std::lock_guard lock(mutex_);
-        over_ = true;
-    }
-    changed_.notify_all();
+    wake_threads(threads_.size()); // to find nothing
     threads_.clear();
+    ::sem_destroy(&ready_);
+}
+
+void BlockingPool::wake_threads(std::size_t count) {
+    while (count-- > 0)
+        SAFERING_ASSERT(::sem_post(&ready_) == 0);
 }
 
 void BlockingPool::flush() {
@@ -54,39 +67,38 @@ void BlockingPool::flush() {
     }
     if (tasks.empty() && group.empty())
         return;
-    const bool one = tasks.size() + (group.empty() ? 0 : 1) == 1;
+    const std::size_t count = tasks.size() + (group.empty() ? 0 : 1);
     {
         const std::lock_guard lock(mutex_);
         tasks_.append(tasks);
         tasks_.append(group);
     }
-    if (one)
-        changed_.notify_one();
-    else
-        changed_.notify_all();
+    wake_threads(count);
 }
 
 void BlockingPool::work() {
-    std::unique_lock lock(mutex_);
     for (;;) {
-        changed_.wait(lock, [this] { return over_ || !tasks_.empty(); });
-        if (tasks_.empty())
-            return;
+        while (::sem_wait(&ready_) != 0)
+            SAFERING_ASSERT(errno == EINTR);
         OperationQueue task, ended;
-        do
-            task.push_back(tasks_.pop_front());
-        while (task.back().joined);
-        lock.unlock();
+        {
+            const std::lock_guard lock(mutex_);
+            if (tasks_.empty())
+                return;
+            do
+                task.push_back(tasks_.pop_front());
+            while (task.back().joined);
+        }
         while (!task.empty()) {
             Operation& operation = task.pop_front();
             posix::perform(operation);
             ended.push_back(operation);
         }
-        lock.lock();
-        ended_.append(ended);
-        lock.unlock();
+        {
+            const std::lock_guard lock(mutex_);
+            ended_.append(ended);
+        }
         wake_();
-        lock.lock();
     }
 }
 

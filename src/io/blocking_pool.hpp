@@ -2,10 +2,11 @@
 // backend, and those that io_uring would only hand to slower threads of its own.
 #pragma once
 
-#include <condition_variable>
 #include <mutex>
 #include <thread>
 #include <vector>
+
+#include <semaphore.h>
 
 #include "io/backend.hpp"
 
@@ -18,7 +19,7 @@ class BlockingPool {
     BlockingPool(const BlockingPool&) = delete;
     BlockingPool& operator=(const BlockingPool&) = delete;
     /// Joins the threads; nothing may be in flight.
-    ~BlockingPool() { stop(); }
+    ~BlockingPool();
 
     void begin(Backend::Wake wake) { wake_ = std::move(wake); }
     void start(Operation& operation) { started_.push_back(operation); }
@@ -28,15 +29,17 @@ class BlockingPool {
   private:
     void work();
     void stop();
+    void wake_threads(std::size_t count);
 
     Backend::Wake wake_;
     OperationQueue started_; // the loop's thread only
 
+    // Counts the tasks that wait. Not a condition variable: glibc before 2.41 loses a wake-up of one of several
+    // waiters now and then (sourceware bug 25847), and an operation with it.
+    sem_t ready_;
     std::mutex mutex_;
-    std::condition_variable changed_;
     OperationQueue tasks_;
     OperationQueue ended_;
-    bool over_ = false;
     std::vector<std::jthread> threads_;
 };
 
