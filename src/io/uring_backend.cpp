@@ -189,9 +189,9 @@ void UringBackend::flush() {
 
 void UringBackend::reap(OperationQueue& ended) {
     pool_.reap(ended);
-    if (in_ring_ == 0)
-        return;
-    // With DEFER_TASKRUN the eventfd rings before the completion is in its queue; this puts it in.
+    // With DEFER_TASKRUN the eventfd rings before the completion is in its queue; this puts it in. Also with nothing in
+    // flight: the kernel may have more to do for an operation that has ended (its worker let go of it later than we
+    // did), and rings for that too, and then for nothing else before somebody has looked.
     io_uring_get_events(ring());
     std::array<io_uring_cqe*, 64> batch;
     while (const unsigned count = io_uring_peek_batch_cqe(ring(), batch.data(), batch.size())) {

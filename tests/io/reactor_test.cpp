@@ -6,11 +6,14 @@
 #include <csignal>
 #include <cstddef>
 #include <fstream>
+#include <functional>
 #include <future>
+#include <latch>
 #include <thread>
 
 #include <linux/filter.h>
 #include <linux/seccomp.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -86,6 +89,47 @@ std::string refusal(int error) {
     EXPECT_FALSE(backend);
     EXPECT_EQ(backend.error().code, make_error_code(Errc::io_backend_unavailable));
     return backend.error().detail;
+}
+
+// A worker of the kernel that ends an operation gives the loop a second thing to do, without a completion, where the
+// loop was quick to take the first. It rings once for what nobody has looked at: who hears that and does not look is
+// not told of anything again.
+TEST(Ring, RingsForTheNextWhateverTheKernelHadToDoForTheLast) {
+    const auto made = Reactor::create({.backend = BackendChoice::io_uring});
+    if (!made)
+        GTEST_SKIP() << made.error().message();
+    Reactor& reactor = **made;
+    const int file = ::memfd_create("synced", MFD_CLOEXEC);
+    ASSERT_GE(file, 0);
+    std::atomic<bool> ended = false;
+    std::latch* quiet = nullptr;
+    const std::function<void(Completion)> again = [&](const Completion&) {
+        if (ended)
+            quiet->count_down();
+        else
+            reactor.submit({.op = Opcode::stat, .path = "/"}, again);
+    };
+    for (int i = 0; i < 2000; ++i) {
+        // While the loop has much to do it looks all the time, and then not at all.
+        std::latch waiting(3);
+        quiet = &waiting;
+        ended = false;
+        for (int k = 0; k < 3; ++k)
+            again({});
+        reactor.submit({.op = Opcode::fsync, .file = file}, [&](Completion) { ended = true; });
+        waiting.wait();
+        std::promise<void> next;
+        reactor.submit({.op = Opcode::fsync, .file = file}, [&](Completion) { next.set_value(); });
+        auto heard = next.get_future();
+        const bool rang = heard.wait_for(std::chrono::seconds(20)) == std::future_status::ready;
+        EXPECT_TRUE(rang) << "in round " << i;
+        if (!rang) { // another turn of the loop finds it
+            (void)reactor.wait({.op = Opcode::stat, .path = "/"});
+            heard.wait();
+            break;
+        }
+    }
+    reactor.close(file);
 }
 
 TEST(RingSetup, RefusalsSayWhyAndWhatToDo) {
