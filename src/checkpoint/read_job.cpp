@@ -198,9 +198,7 @@ Result<void> ReadJob::verify(const Cell& cell) {
                         .tensor = file.header.tensors[piece.tensor].name.str(),
                         .offset = piece.range.begin,
                         .length = piece.range.size(),
-                        .detail =
-                            "the bytes on the disk are not those that were saved; restore the file "
-                            "from a copy"};
+                        .detail = "restore the file from a copy"};
             metrics::add_mismatch();
             if (!options_.on_mismatch)
                 return std::unexpected(std::move(error));

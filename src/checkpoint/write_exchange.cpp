@@ -312,18 +312,17 @@ void WriteExchange::order(std::uint32_t slot) {
 void WriteExchange::on_filled(std::uint32_t slot) {
     if (slot >= filling_.size() || !filling_[slot])
         return;
-    Fetch& fetch = *filling_[slot];
-    if (--fetch.left != 0)
+    if (--filling_[slot]->left != 0)
         return;
+    // What is called may end the exchange.
+    const Fetch fetch = *std::exchange(filling_[slot], std::nullopt);
     for (const Wanted& wanted : fetch.wanted) {
         const std::uint64_t begin = plan_.items[wanted.foreign].placement.tensor_begin;
         const plan::FileBox& box = box_of(wanted.foreign);
         report_.shared_memory_bytes += box.bytes_before(wanted.window.end - begin) -
                                        box.bytes_before(wanted.window.begin - begin);
     }
-    const OnFetched on_fetched = std::move(fetch.on_fetched);
-    on_fetched(slots_ + slot * chunk_bytes_);
-    filling_[slot].reset();
+    fetch.on_fetched(slots_ + slot * chunk_bytes_);
     start_fetches();
 }
 

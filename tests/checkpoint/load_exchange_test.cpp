@@ -287,7 +287,7 @@ TEST_F(LoadExchanging, AChangedByteIsEverybodysError) {
             found += error->code == Errc::checkpoint_digest_mismatch;
             if (error->code != Errc::checkpoint_digest_mismatch) {
                 EXPECT_EQ(error->code, Errc::io_peer_lost) << error->message();
-                EXPECT_NE(error->message().find("are not those that were saved"), std::string::npos)
+                EXPECT_NE(error->message().find("were changed since they were saved"), std::string::npos)
                     << error->message();
             }
         }

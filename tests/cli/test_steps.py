@@ -33,6 +33,11 @@ class List(RunTest):
         report = self.good_json("list", self.run_directory)
         self.assertEqual((report["checkpoints"], report["latest"], report["pointer"]), ([], None, None))
         self.assertIn("no checkpoints", self.good("list", self.run_directory))
+        self.assertNotIn("inspect", self.good("list", self.run_directory))
+
+    def test_of_a_checkpoint(self):
+        self.save("step-1")
+        self.assertIn("which is one itself: safering inspect", self.good("list", self.run_directory / "step-1"))
 
     def test_states_and_latest(self):
         self.save("step-2", "step-10", "step-11")

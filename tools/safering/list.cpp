@@ -1,6 +1,8 @@
 // `safering list DIR`: the checkpoints of a run, and what saves that were cut off left beside them.
 
 #include <algorithm>
+#include <filesystem>
+#include <system_error>
 
 #include <fmt/format.h>
 
@@ -29,13 +31,22 @@ Json list_to_json(const CheckpointList& list) {
     };
 }
 
+bool holds_tensors(const std::string& directory) {
+    std::error_code unreadable; // then it was said before
+    const std::filesystem::directory_iterator entries(directory, unreadable);
+    return std::ranges::any_of(entries, [](const std::filesystem::directory_entry& entry) {
+        return entry.path().extension() == ".safetensors";
+    });
+}
+
 void print_text(const CheckpointList& list) {
     const StepCheckpoint* const newest = latest(list);
     std::size_t width = 4;
     for (const StepCheckpoint& checkpoint : list.checkpoints)
         width = std::max(width, escaped(checkpoint.name).size());
     if (list.checkpoints.empty())
-        fmt::print("no checkpoints named like step-1000 in {}\n", escaped(list.directory));
+        fmt::print("no checkpoints named like step-1000 in {}{}\n", escaped(list.directory),
+                   holds_tensors(list.directory) ? ", which is one itself: safering inspect" : "");
     else
         fmt::print("{:<{}}  {:<10}{:>10}{:>7}  {}\n", "name", width, "state", "size", "files",
                    "saved");
