@@ -8,7 +8,6 @@
 #include <fstream>
 #include <functional>
 #include <future>
-#include <latch>
 #include <thread>
 
 #include <linux/filter.h>
@@ -102,22 +101,22 @@ TEST(Ring, RingsForTheNextWhateverTheKernelHadToDoForTheLast) {
     const int file = ::memfd_create("synced", MFD_CLOEXEC);
     ASSERT_GE(file, 0);
     std::atomic<bool> ended = false;
-    std::latch* quiet = nullptr;
+    std::atomic<int> busy = 0;
     const std::function<void(Completion)> again = [&](const Completion&) {
-        if (ended)
-            quiet->count_down();
-        else
-            reactor.submit({.op = Opcode::stat, .path = "/"}, again);
+        if (!ended)
+            return reactor.submit({.op = Opcode::stat, .path = "/"}, again);
+        --busy;
+        busy.notify_one();
     };
     for (int i = 0; i < 2000; ++i) {
         // While the loop has much to do it looks all the time, and then not at all.
-        std::latch waiting(3);
-        quiet = &waiting;
         ended = false;
+        busy = 3;
         for (int k = 0; k < 3; ++k)
             again({});
         reactor.submit({.op = Opcode::fsync, .file = file}, [&](Completion) { ended = true; });
-        waiting.wait();
+        for (int some = busy; some > 0; some = busy)
+            busy.wait(some);
         std::promise<void> next;
         reactor.submit({.op = Opcode::fsync, .file = file}, [&](Completion) { next.set_value(); });
         auto heard = next.get_future();
