@@ -254,7 +254,7 @@ void MetadataCommit::advance(std::span<const Completion> completions) {
         return;
     }
     published_ = phase_ == Phase::publish || published_;
-    committed_ = phase_ == Phase::sync_publish || committed_;
+    committed_ = phase_ == Phase::sync_publish; // the last step
     phase_ = static_cast<Phase>(static_cast<int>(phase_) + 1);
 }
 
