@@ -212,6 +212,9 @@ TEST(RedoRecord, RoundTripsAndRefusesForeignNames) {
     const RedoRecord record{
         attempt, attempt_directory, {"a.safetensors", "safering.manifest.json"}, {"b.safetensors"}};
     EXPECT_EQ(parse_redo_record(to_text(record), "redo").value(), record);
+    RedoRecord other = record;
+    other.remove.clear();
+    EXPECT_NE(parse_redo_record(to_text(other), "redo").value(), record);
     for (const char* name :
          {"../a.safetensors", "/etc/passwd", "config.json", "", "a/b.safetensors"}) {
         auto parsed =
@@ -489,6 +492,10 @@ TEST_F(CommitDriver, RefusesASwitchThatIsNotOurs) {
     disk->make_directory(path);
     disk->write_text("/elsewhere/file", "");
     disk->make_symlink(redo, "/elsewhere/file");
+    refused(Errc::checkpoint_not_a_file);
+    // A file at the first look, a directory at the second.
+    disk->make_directory(switch_directory);
+    disk->inject({.op = Opcode::list, .path_contains = redo, .times = 2, .error = ENOTDIR});
     refused(Errc::checkpoint_not_a_file);
     disk->write_text(join(redo, "notes.txt"), "");
     refused(Errc::checkpoint_not_a_file);
