@@ -212,9 +212,13 @@ TEST(RedoRecord, RoundTripsAndRefusesForeignNames) {
     const RedoRecord record{
         attempt, attempt_directory, {"a.safetensors", "safering.manifest.json"}, {"b.safetensors"}};
     EXPECT_EQ(parse_redo_record(to_text(record), "redo").value(), record);
-    RedoRecord other = record;
-    other.remove.clear();
-    EXPECT_NE(parse_redo_record(to_text(other), "redo").value(), record);
+    for (void (*change)(RedoRecord&) : std::initializer_list<void (*)(RedoRecord&)>{
+             [](RedoRecord& r) { r.attempt[0] = 'f'; }, [](RedoRecord& r) { r.directory = "step"; },
+             [](RedoRecord& r) { r.move.pop_back(); }, [](RedoRecord& r) { r.remove.clear(); }}) {
+        RedoRecord changed = record;
+        change(changed);
+        EXPECT_NE(changed, record);
+    }
     for (const char* name :
          {"../a.safetensors", "/etc/passwd", "config.json", "", "a/b.safetensors"}) {
         auto parsed =
