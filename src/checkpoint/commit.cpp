@@ -254,9 +254,8 @@ void MetadataCommit::advance(std::span<const Completion> completions) {
         return;
     }
     published_ = phase_ == Phase::publish || published_;
-    committed_ = phase_ == Phase::sync_publish || committed_;
-    if (phase_ != Phase::done)
-        phase_ = static_cast<Phase>(static_cast<int>(phase_) + 1);
+    committed_ = phase_ == Phase::sync_publish; // the last step
+    phase_ = static_cast<Phase>(static_cast<int>(phase_) + 1);
 }
 
 bool MetadataCommit::tolerated(const Request& request, const Completion& completion) const {

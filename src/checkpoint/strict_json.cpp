@@ -23,10 +23,10 @@ void clear_members(json& value) {
         return;
     for (json& member : value)
         clear_members(member);
-    if (value.is_array())
-        value.get_ref<json::array_t&>().clear();
+    if (auto* elements = value.get_ptr<json::array_t*>())
+        elements->clear();
     else
-        value.get_ref<json::object_t&>().clear();
+        value.get_ptr<json::object_t*>()->clear();
 }
 
 // Builds the value itself: the library's own callbacks cannot stop its parser, which would go on through a gigabyte of
@@ -80,10 +80,11 @@ class StrictDom final : public nlohmann::json_sax<json> {
         if (open_.empty())
             return &(root_ = std::forward<T>(value));
         json& parent = *open_.back();
-        if (parent.is_array())
-            return &parent.get_ref<json::array_t&>().emplace_back(std::forward<T>(value));
+        if (auto* elements = parent.get_ptr<json::array_t*>())
+            return &elements->emplace_back(std::forward<T>(value));
         // Of a key that stands twice the last counts until the object's end says so.
-        return &(parent.get_ref<json::object_t&>()[std::move(key_)] = std::forward<T>(value));
+        auto& members = *parent.get_ptr<json::object_t*>();
+        return &(members[std::move(key_)] = std::forward<T>(value));
     }
     template <typename T>
     bool add(T&& value) {

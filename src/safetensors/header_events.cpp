@@ -218,7 +218,7 @@ bool HeaderEvents::parse_error(std::size_t position, const std::string& token,
         return unexpected_value(escaped(token));
     const Errc code = place_ == Place::done ? Errc::header_trailing_text : Errc::header_syntax;
     reject(code, escaped(reason_of(exception)));
-    error_->offset = sizeof(std::uint64_t) + (position == 0 ? 0 : position - 1);
+    error_->offset = sizeof(std::uint64_t) + position - 1; // nlohmann counts what it has read
     error_->length = 1;
     return false;
 }

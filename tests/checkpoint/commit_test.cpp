@@ -2,15 +2,20 @@
 // every operation failing in turn and a power cut after every operation.
 
 #include <cerrno>
+#include <tuple>
 #include <utility>
 
 #include <fmt/format.h>
 
 #include "checkpoint/attempt.hpp"
 #include "checkpoint/commit.hpp"
+#include "checkpoint/commit_checkpoint.hpp"
 #include "checkpoint/commit_part.hpp"
+#include "checkpoint/manifest.hpp"
 #include "checkpoint/removal.hpp"
+#include "checkpoint/strict_json.hpp"
 #include "disk_fixture.hpp"
+#include "io/simulated_state.hpp"
 
 namespace safering::test {
 namespace {
@@ -111,11 +116,21 @@ TEST(MetadataCommit, ReportsTheFirstFailureOfEveryStepAndClosesItsFiles) {
 }
 
 TEST(MetadataCommit, SaysThatTheTargetAppeared) {
-    MetadataCommit commit(input(false));
-    run(commit, 9, std::make_error_code(std::errc::file_exists));
-    EXPECT_TRUE(commit.target_appeared());
-    EXPECT_FALSE(commit.error());
-    EXPECT_FALSE(commit.published());
+    for (const std::errc taken : {std::errc::file_exists, std::errc::directory_not_empty}) {
+        MetadataCommit commit(input(false));
+        run(commit, 9, std::make_error_code(taken));
+        EXPECT_TRUE(commit.target_appeared());
+        EXPECT_FALSE(commit.error());
+        EXPECT_FALSE(commit.published());
+        // A target that was there before has another save's redo record.
+        MetadataCommit replacing(input(true));
+        const std::size_t steps = run(replacing, ~std::size_t{0}).steps.size();
+        MetadataCommit late(input(true));
+        run(late, steps - 3, std::make_error_code(taken));
+        EXPECT_FALSE(late.target_appeared());
+        ASSERT_TRUE(late.error());
+        EXPECT_EQ(late.error()->operation, name(Opcode::rename));
+    }
 }
 
 TEST(MetadataCommit, LetsAReaderFinishTheSwitchMeanwhile) {
@@ -169,10 +184,41 @@ TEST(RedoSwitch, TakesWhatIsGoneAsDone) {
     }
 }
 
+TEST(RedoSwitch, LeavesTheDirectoriesOfASwitchThatHasBegunSince) {
+    const RedoRecord record{attempt, attempt_directory, {"a.safetensors"}, {"b.safetensors"}};
+    for (const std::errc full : {std::errc::directory_not_empty, std::errc::file_exists})
+        for (const std::size_t failing : {0u, 3u, 4u}) {
+            RedoSwitch machine(input(true).target, record, RedoSwitch::Part::clean_up);
+            const Trace trace = run(machine, failing, std::make_error_code(full));
+            EXPECT_EQ(machine.error().has_value(), failing == 0) << trace.steps[failing];
+        }
+}
+
+TEST(RedoSwitch, MissesItsTarget) {
+    const RedoRecord record{attempt, attempt_directory, {"a.safetensors"}, {"b.safetensors"}};
+    for (const auto& [part, failing] : {std::pair{RedoSwitch::Part::move_in, 2u},
+                                        {RedoSwitch::Part::clean_up, 1u},
+                                        {RedoSwitch::Part::clean_up, 5u}}) {
+        RedoSwitch machine(input(true).target, record, part);
+        const Trace trace =
+            run(machine, failing, std::make_error_code(std::errc::no_such_file_or_directory));
+        EXPECT_EQ(trace.steps[failing], std::string(name(Opcode::sync_directory)) + " /ckpt/step");
+        EXPECT_TRUE(machine.error());
+        EXPECT_EQ(machine.record_removed(), failing == 5);
+    }
+}
+
 TEST(RedoRecord, RoundTripsAndRefusesForeignNames) {
     const RedoRecord record{
         attempt, attempt_directory, {"a.safetensors", "safering.manifest.json"}, {"b.safetensors"}};
     EXPECT_EQ(parse_redo_record(to_text(record), "redo").value(), record);
+    for (void (*change)(RedoRecord&) : std::initializer_list<void (*)(RedoRecord&)>{
+             [](RedoRecord& r) { r.attempt[0] = 'f'; }, [](RedoRecord& r) { r.directory = "step"; },
+             [](RedoRecord& r) { r.move.pop_back(); }, [](RedoRecord& r) { r.remove.clear(); }}) {
+        RedoRecord changed = record;
+        change(changed);
+        EXPECT_NE(changed, record);
+    }
     for (const char* name :
          {"../a.safetensors", "/etc/passwd", "config.json", "", "a/b.safetensors"}) {
         auto parsed =
@@ -185,6 +231,28 @@ TEST(RedoRecord, RoundTripsAndRefusesForeignNames) {
     std::string changed = to_text(record);
     changed[20] ^= 1;
     EXPECT_FALSE(parse_redo_record(changed, "redo"));
+}
+
+TEST(RedoRecord, RefusesWhatIsSealedButWrong) {
+    const std::string text = to_text(RedoRecord{attempt, attempt_directory, {"a.safetensors"}, {}});
+    for (const auto& [from, to] : std::initializer_list<std::pair<const char*, const char*>>{
+             {"\"safering_redo\":1", "\"safering_redo\":2"},
+             {"\"safering_redo\":1", "\"safering_redo\":\"1\""},
+             {"\"safering_redo\":1,", ""},
+             {"\"move\":", "\"moves\":"},
+             {"[\"a.safetensors\"]", "[7]"},
+             {"\"attempt\":\"0", "\"attempt\":\"A"},
+             {"\"directory\":", "\"directory\":[],"},
+             {"{", "[{"}}) {
+        std::string body = text.substr(0, text.rfind(",\"xxh3\""));
+        const auto at = body.find(from);
+        ASSERT_NE(at, std::string::npos) << from;
+        body.replace(at, std::string_view(from).size(), to);
+        const auto parsed = parse_redo_record(seal_json(body), "redo");
+        ASSERT_FALSE(parsed) << body;
+        EXPECT_EQ(parsed.error().code, Errc::checkpoint_bad_manifest) << body;
+        EXPECT_FALSE(parsed.error().detail.empty());
+    }
 }
 
 TEST(AttemptNames, AreRecognisedOnlyInFull) {
@@ -343,6 +411,184 @@ TEST_F(Commit, CleansOlderAttemptsOfThisTargetOnly) {
     EXPECT_TRUE(disk->exists(stale("step2", old_id)));
 }
 
+// A commit whose data file is durable.
+class CommitDriver : public OnDisk {
+  protected:
+    CommitInput prepare() {
+        disk->write_text(join(join("/ckpt", attempt_directory), file), "new");
+        return {.target = target,
+                .attempt = attempt,
+                .data_files = {file},
+                .manifest = to_text(Manifest{.attempt = attempt, .chunk_bytes = 4096}),
+                .index = {},
+                .stale = {}};
+    }
+
+    const TargetPath target{path, "/ckpt", "step"};
+    const std::string file = "model-00001-of-00001.safetensors";
+    const std::string redo = join(path, std::string(redo_name));
+    const std::string switch_directory = join(redo, attempt);
+};
+
+TEST_F(CommitDriver, SaysWhoTookTheAttemptAway) {
+    for (const auto& [op, error, words] :
+         std::initializer_list<std::tuple<Opcode, int, std::string_view>>{
+             {Opcode::rename, EEXIST, "another save is committing to this target"},
+             {Opcode::rename, ENOENT, "a later save of this target"},
+             {Opcode::make_directory, EEXIST, "a later save of this target"},
+             {Opcode::make_directory, ENOENT, "a later save of this target"},
+             {Opcode::make_directory, ENOTDIR, "a later save of this target"},
+             {Opcode::make_directory, EIO, ""}}) {
+        disk->write_text(join(path, file), "old");
+        CommitInput saving = prepare();
+        disk->inject({.op = op, .error = error});
+        const CommitOutcome outcome = commit_checkpoint(*reactor, saving);
+        disk->clear_faults();
+        ASSERT_TRUE(outcome.error);
+        EXPECT_EQ(outcome.error->code.value(), error);
+        EXPECT_NE(outcome.error->detail.find(words), std::string::npos) << outcome.error->message();
+        EXPECT_EQ(outcome.error->detail.find("save again") != std::string::npos, !words.empty());
+        EXPECT_FALSE(outcome.published);
+        EXPECT_EQ(disk->read_text(join(path, file)), "old");
+        ASSERT_TRUE(remove_tree(*reactor, join("/ckpt", attempt_directory)));
+    }
+}
+
+TEST_F(CommitDriver, RefusesAFileAtTheTarget) {
+    disk->write_text(path, "somebody's");
+    const CommitOutcome outcome = commit_checkpoint(*reactor, prepare());
+    ASSERT_TRUE(outcome.error);
+    EXPECT_EQ(outcome.error->code, Errc::checkpoint_not_a_file);
+    EXPECT_EQ(disk->read_text(path), "somebody's");
+}
+
+TEST_F(CommitDriver, ReadsNoSwitchFromWhatIsNone) {
+    disk->write_text("/ckpt/file", "x");
+    disk->write_text("/ckpt/revoked/.safering.redo", "");
+    disk->make_directory("/ckpt/ended/.safering.redo/" + attempt);
+    for (const char* name : {"/ckpt/absent", "/ckpt/file", "/ckpt", "/ckpt/revoked", "/ckpt/ended"})
+        EXPECT_EQ(read_redo_record(*reactor, name).value(), std::nullopt) << name;
+    for (const char* name : {"revoked", "ended"}) {
+        const std::string directory = join("/ckpt", name);
+        EXPECT_FALSE(finish_switch(*reactor, {directory, "/ckpt", name}).value());
+        EXPECT_TRUE(disk->list(directory).empty());
+    }
+    // Gone between the two looks at it.
+    disk->make_directory("/ckpt/gone/.safering.redo");
+    disk->intercept([](Operation& operation) {
+        return operation.request.path == "/ckpt/gone" ? std::optional(Completion{}) : std::nullopt;
+    });
+    EXPECT_EQ(read_redo_record(*reactor, "/ckpt/gone").value(), std::nullopt);
+}
+
+TEST_F(CommitDriver, RefusesASwitchThatIsNotOurs) {
+    const auto refused = [&](Errc code) {
+        const auto read = read_redo_record(*reactor, path);
+        EXPECT_FALSE(read);
+        EXPECT_TRUE(read || read.error().code == code) << read.error().message();
+        EXPECT_FALSE(finish_switch(*reactor, target));
+        EXPECT_TRUE(remove_tree(*reactor, path));
+    };
+    disk->make_directory("/elsewhere");
+    disk->make_directory(path);
+    disk->make_symlink(redo, "/elsewhere");
+    refused(Errc::checkpoint_not_a_file);
+    disk->make_directory(path);
+    disk->write_text("/elsewhere/file", "");
+    disk->make_symlink(redo, "/elsewhere/file");
+    refused(Errc::checkpoint_not_a_file);
+    // A file at the first look, a directory at the second.
+    disk->make_directory(switch_directory);
+    disk->inject({.op = Opcode::list, .path_contains = redo, .times = 2, .error = ENOTDIR});
+    refused(Errc::checkpoint_not_a_file);
+    disk->write_text(join(redo, "notes.txt"), "");
+    refused(Errc::checkpoint_not_a_file);
+    disk->write_text(switch_directory, "");
+    refused(Errc::checkpoint_not_a_file);
+    const std::string other(32, 'f');
+    disk->write_text(redo_path(path, attempt),
+                     to_text(RedoRecord{other, attempt_directory_name("step", other), {}, {}}));
+    refused(Errc::checkpoint_bad_manifest);
+    disk->write_text(redo_path(path, attempt), "{}");
+    refused(Errc::checkpoint_bad_manifest);
+}
+
+// What a crash leaves of a switch: all of it, its directories, or the mark of somebody who revoked the attempt.
+TEST_F(CommitDriver, FinishesASwitchWhicheverOperationFailsFirst) {
+    disk->write_text(join(path, file), "old");
+    disk->write_text(join(path, "model-00002-of-00002.safetensors"), "old");
+    disk->inject({.op = Opcode::rename, .path_contains = file, .error = EIO});
+    ASSERT_TRUE(commit_checkpoint(*reactor, prepare()).error);
+    const SimulatedTree committed = disk->now();
+    ASSERT_TRUE(remove_tree(*reactor, redo));
+    disk->make_directory(switch_directory);
+    const SimulatedTree ended = disk->now();
+    ASSERT_TRUE(remove_tree(*reactor, redo));
+    disk->write_text(redo, "");
+    const SimulatedTree revoked = disk->now();
+    for (const SimulatedTree* tree : {&committed, &ended, &revoked}) {
+        std::uint64_t failures = 0;
+        for (std::uint64_t nth = 0;; ++nth) {
+            SCOPED_TRACE(nth);
+            disk->restart(*tree);
+            disk->inject({.after = nth, .times = 1, .error = EIO});
+            const auto finished = finish_switch(*reactor, target);
+            const bool reached = !disk->hits().empty();
+            disk->clear_faults();
+            if (!finished) {
+                ++failures;
+                EXPECT_EQ(finished.error().code, std::errc::io_error);
+            }
+            ASSERT_TRUE(finish_switch(*reactor, target)); // or clears up behind one that was done
+            EXPECT_EQ(disk->read_text(join(path, file)), tree == &committed ? "new" : "old");
+            EXPECT_FALSE(disk->exists(redo));
+            if (!reached)
+                break;
+        }
+        EXPECT_GE(failures, 3u);
+    }
+}
+
+// Then nothing says that the new checkpoint is there, and nothing of the old one is removed.
+TEST_F(CommitDriver, RemovesNothingWhereTheManifestWasDamagedMeanwhile) {
+    const std::string stale = join(path, "model-00002-of-00002.safetensors");
+    disk->write_text(stale, "old");
+    disk->inject({.op = Opcode::unlink, .path_contains = "model-00002", .error = EIO});
+    ASSERT_TRUE(commit_checkpoint(*reactor, prepare()).error);
+    disk->clear_faults();
+    const std::string manifest = join(path, std::string(manifest_name));
+    const std::string whole = disk->read_text(manifest);
+    disk->write_text(manifest, whole.substr(1));
+    const auto finished = finish_switch(*reactor, target);
+    ASSERT_FALSE(finished);
+    EXPECT_EQ(finished.error().code, Errc::checkpoint_conflict);
+    EXPECT_TRUE(disk->exists(stale));
+    disk->write_text(manifest, whole);
+    EXPECT_TRUE(finish_switch(*reactor, target).value());
+    EXPECT_FALSE(disk->exists(stale));
+}
+
+TEST_F(CommitDriver, ReplacesACheckpointWhoseRecordsAreDamaged) {
+    disk->write_text(join(path, std::string(manifest_name)), "{}");
+    disk->write_text(join(path, std::string(index_name)), "[]");
+    disk->write_text(join(path, "model-00002-of-00002.safetensors"), "old");
+    disk->write_text(join(path, "adapter.safetensors"), "not known to be ours");
+    const CommitOutcome outcome = commit_checkpoint(*reactor, prepare());
+    ASSERT_FALSE(outcome.error) << outcome.error->message();
+    EXPECT_EQ(disk->list(path),
+              (std::vector<std::string>{"adapter.safetensors", file, std::string(manifest_name)}));
+}
+
+TEST_F(CommitDriver, LeavesWhatAnotherSwitchHasBegunInTheMeantime) {
+    for (const int error : {ENOENT, ENOTEMPTY, EEXIST}) {
+        disk->make_directory(switch_directory);
+        disk->inject({.op = Opcode::remove_directory, .times = Fault::for_ever, .error = error});
+        EXPECT_FALSE(finish_switch(*reactor, target).value()) << error;
+        disk->clear_faults();
+        EXPECT_TRUE(disk->exists(switch_directory));
+    }
+}
+
 // Nothing here is atomic across ranks, but a rank's files are in its attempt or in the target, whatever fails.
 TEST(PartCommit, ReportsTheFailureOfEveryOperationAndLosesNoFile) {
     const std::vector<std::string> files{"a.safetensors", "b.safetensors"};
@@ -370,6 +616,19 @@ TEST(PartCommit, ReportsTheFailureOfEveryOperationAndLosesNoFile) {
         EXPECT_FALSE(committed.error().file.empty());
     }
     EXPECT_EQ(failures, 4 + files.size() + 2);
+}
+
+TEST(PartCommit, AddsToATargetThatIsThere) {
+    auto disk = std::make_shared<SimulatedDisk>();
+    const TargetPath target{"/ckpt/step", "/ckpt", "step"};
+    const std::string directory = "/ckpt/" + attempt_directory;
+    disk->write_text("/ckpt/step/a.safetensors", "another rank's");
+    disk->write_text("/ckpt/step/b.safetensors", "older");
+    disk->write_text(join(directory, "b.safetensors"), "newer");
+    auto reactor = make_reactor(disk);
+    ASSERT_TRUE(commit_part(*reactor, target, directory, {"b.safetensors"}));
+    EXPECT_EQ(disk->crash()->read_text("/ckpt/step/a.safetensors"), "another rank's");
+    EXPECT_EQ(disk->crash()->read_text("/ckpt/step/b.safetensors"), "newer");
 }
 
 // Every operation of a save fails once: the save fails or succeeds, and what a reader finds is the old

@@ -44,6 +44,28 @@ TEST(Manifest, RoundTrips) {
     EXPECT_EQ(parse_manifest(to_text(bare), "m").value(), bare);
 }
 
+// Else a round trip would prove nothing.
+TEST(Manifest, DiffersWhereAMemberDoes) {
+    for (void (*change)(Manifest&) : std::initializer_list<void (*)(Manifest&)>{
+             [](Manifest& m) { m.attempt[0] = 'b'; },
+             [](Manifest& m) { m.layout = FileLayout::full; },
+             [](Manifest& m) { m.digests = false; }, [](Manifest& m) { m.chunk_bytes *= 2; },
+             [](Manifest& m) { m.files.pop_back(); }, [](Manifest& m) { m.files[0].name += 's'; },
+             [](Manifest& m) { ++m.files[0].file_bytes; },
+             [](Manifest& m) { ++m.files[0].data_begin; },
+             [](Manifest& m) { ++m.files[0].head_digest; },
+             [](Manifest& m) { m.files[0].extents.add_tensor(); },
+             [](Manifest& m) { m.tensors.erase(m.tensors.begin()); },
+             [](Manifest& m) { m.tensors["scalar"].dtype = Dtype::u8; },
+             [](Manifest& m) { m.tensors["scalar"].size = {1}; },
+             [](Manifest& m) { m.index.reset(); }, [](Manifest& m) { ++m.index->file_bytes; },
+             [](Manifest& m) { ++m.index->digest; }}) {
+        Manifest changed = example();
+        change(changed);
+        EXPECT_NE(changed, example());
+    }
+}
+
 TEST(Manifest, NoticesEveryChangedByteAndEveryCut) {
     const std::string text = to_text(example());
     for (std::size_t i = 0; i < text.size(); ++i) {
