@@ -51,7 +51,7 @@ SAFERING_API void release_staging_memory();
 struct AsyncSaverOptions {
     /// Of every save.
     WriterOptions writer{};
-    /// Null: one is made.
+    /// Null: one is made, with the defaults: a saver has no path of its own. create_tuned_reactor() makes one for a path.
     std::shared_ptr<Reactor> reactor{};
     /// For the threads that call save(), and for the saver's own thread; null: there is one rank. They carry two
     /// conversations that run at the same time, so they must not be one.

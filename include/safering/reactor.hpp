@@ -60,6 +60,8 @@ struct ReactorOptions {
     /// others as soon as those end.
     std::size_t buffer_bytes = std::size_t{4} << 20;
     unsigned buffer_count = 12;
+    /// Where these numbers came from, for reports.
+    std::string origin{};
 };
 
 /// Which backend runs and why; what `safering probe` prints and every save reports.
@@ -73,6 +75,9 @@ struct ReactorInfo {
     unsigned buffer_count = 0;
     /// Whether the pool lies on transparent huge pages; false before its first use.
     bool huge_pages = false;
+    /// Where queue_depth and buffers came from: "defaults", or a measurement (safering/tuning.hpp). Empty where whoever
+    /// made the reactor did not say.
+    std::string origin{};
 };
 
 /// What a file system wants of direct transfers.

@@ -63,7 +63,8 @@ struct LoadReport {
 
 class SAFERING_API HuggingFaceStorageReader {
   public:
-    /// `path`: a directory or one *.safetensors file. Nothing is touched yet.
+    /// `path`: a directory or one *.safetensors file. Nothing is touched yet. A null reactor: one is made at first
+    /// use, by create_tuned_reactor().
     explicit HuggingFaceStorageReader(std::string path, ReaderOptions options = {},
                                       std::shared_ptr<Reactor> reactor = nullptr);
     /// Waits for loads in flight. Not from the reactor's thread.

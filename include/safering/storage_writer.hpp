@@ -91,7 +91,7 @@ SAFERING_API std::string to_text(const SaveReport& report);
 class SAFERING_API HuggingFaceStorageWriter {
   public:
     /// `path`: the checkpoint's directory; its parent must exist. Nothing is touched yet. A null reactor:
-    /// one is made at first use. A reactor may serve several writers and readers at a time.
+    /// one is made at first use, by create_tuned_reactor(). A reactor may serve several writers and readers at a time.
     explicit HuggingFaceStorageWriter(std::string path, WriterOptions options = {},
                                       std::shared_ptr<Reactor> reactor = nullptr);
     /// Waits for writes in flight and aborts an attempt that was not finished. Not from the reactor's thread,

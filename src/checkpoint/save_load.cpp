@@ -135,7 +135,7 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
 SaveReport save_file(const std::string& path, std::span<const NamedTensor> tensors,
                      const std::vector<std::pair<std::string, std::string>>& metadata,
                      std::shared_ptr<Reactor> reactor) {
-    SharedReactor shared(std::move(reactor));
+    SharedReactor shared(std::move(reactor), path);
     return value_or_throw(
         or_out_of_memory([&] { return save(path, tensors, metadata, *shared.value()); }));
 }

@@ -1,21 +1,24 @@
-// The reactor that a caller gave, or one made at first use.
+// The reactor that a caller gave, or one made at first use: as its path's file system was measured, if there is a path.
 #pragma once
 
 #include <memory>
+#include <string>
+#include <utility>
 
-#include <safering/reactor.hpp>
+#include <safering/tuning.hpp>
 
 namespace safering::checkpoint {
 
 class SharedReactor {
   public:
     SharedReactor() = default;
-    explicit SharedReactor(std::shared_ptr<Reactor> given) : reactor_(std::move(given)) {}
+    explicit SharedReactor(std::shared_ptr<Reactor> given, std::string path = {})
+        : reactor_(std::move(given)), path_(std::move(path)) {}
 
     /// Errors: what Reactor::create says.
     Result<std::shared_ptr<Reactor>> get() {
         if (!reactor_) {
-            auto made = Reactor::create();
+            auto made = path_.empty() ? Reactor::create() : create_tuned_reactor(path_);
             if (!made)
                 return std::unexpected(std::move(made.error()));
             reactor_ = std::move(*made);
@@ -30,6 +33,7 @@ class SharedReactor {
 
   private:
     std::shared_ptr<Reactor> reactor_;
+    std::string path_;
 };
 
 } // namespace safering::checkpoint

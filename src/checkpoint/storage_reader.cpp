@@ -119,7 +119,7 @@ Result<void> commit_all(const LoadPlan& plan, LoadPlanner& planner) {
 HuggingFaceStorageReader::HuggingFaceStorageReader(std::string path, ReaderOptions options,
                                                    std::shared_ptr<Reactor> reactor)
     : impl_(std::make_unique<Impl>()) {
-    impl_->reactor = SharedReactor(std::move(reactor));
+    impl_->reactor = SharedReactor(std::move(reactor), path);
     impl_->path = std::move(path);
     impl_->options = std::move(options);
 }

@@ -224,7 +224,7 @@ struct HuggingFaceStorageWriter::Impl {
 HuggingFaceStorageWriter::HuggingFaceStorageWriter(std::string path, WriterOptions options,
                                                    std::shared_ptr<Reactor> reactor)
     : impl_(std::make_unique<Impl>()) {
-    impl_->reactor = SharedReactor(std::move(reactor));
+    impl_->reactor = SharedReactor(std::move(reactor), path);
     impl_->options = std::move(options);
     impl_->throttle = std::make_shared<Throttle>(impl_->options.limits);
     impl_->set_path(std::move(path));

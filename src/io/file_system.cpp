@@ -47,20 +47,6 @@ std::string type_name(unsigned long magic) {
     return fmt::format("{:#x}", magic);
 }
 
-// A file without a name, or one that lost it at once.
-int open_probe(const std::string& directory) {
-    const int unnamed = ::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (unnamed >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL))
-        return unnamed;
-    std::random_device random;
-    const std::string path =
-        fmt::format("{}/.safering.probe.{:08x}{:08x}", directory, random(), random());
-    const int named = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (named >= 0)
-        ::unlink(path.c_str());
-    return named;
-}
-
 std::unexpected<Error> refused(const std::string& directory, std::string operation) {
     return std::unexpected(
         Error{.code = posix::last_error(), .operation = std::move(operation), .file = directory});
@@ -72,7 +58,7 @@ Result<FileSystemInfo> probe(const std::string& directory) {
         return refused(directory, "examine file system of");
     FileSystemInfo info{.type = type_name(static_cast<unsigned long>(statistics.f_type))};
 
-    const int file = open_probe(directory);
+    const int file = open_unnamed(directory);
     if (file < 0)
         return refused(directory, "create a probe file in");
     const int flags = ::fcntl(file, F_GETFL);
@@ -90,6 +76,19 @@ Result<FileSystemInfo> probe(const std::string& directory) {
 }
 
 } // namespace
+
+int open_unnamed(const std::string& directory) {
+    const int unnamed = ::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+    if (unnamed >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL))
+        return unnamed;
+    std::random_device random;
+    const std::string path =
+        fmt::format("{}/.safering.probe.{:08x}{:08x}", directory, random(), random());
+    const int named = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    if (named >= 0)
+        ::unlink(path.c_str());
+    return named;
+}
 
 Result<FileSystemInfo> FileSystems::at(const std::string& directory) {
     struct stat status{};

@@ -10,6 +10,9 @@
 
 namespace safering {
 
+/// A new file in `directory`, to read and write, without a name or with one that it lost at once. -1 with errno.
+int open_unnamed(const std::string& directory);
+
 /// Thread-safe.
 class FileSystems {
   public:

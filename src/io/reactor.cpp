@@ -35,6 +35,7 @@ struct Reactor::Impl {
         info.queue_depth = std::min(options.queue_depth, loop->backend().capacity());
         info.buffer_bytes = options.buffer_bytes;
         info.buffer_count = options.buffer_count;
+        info.origin = options.origin;
     }
 
     /// Once a Reactor owns this, and joins what begins here.

@@ -81,7 +81,7 @@ class Usage(CommandTest):
 class Probe(CommandTest):
     def test_text(self):
         text = self.good("probe", self.directory)
-        for word in ["backend", "file system", "O_DIRECT", "fallocate", "huge pages", "limits", "advice"]:
+        for word in ["backend", "file system", "O_DIRECT", "fallocate", "huge pages", "limits", "tuning", "advice"]:
             self.assertIn(word, text)
 
     def test_json(self):

@@ -253,7 +253,7 @@ class Mute:
 )
 def test_a_transport_that_fails(tmp_path, raised, expected):
     native = _native.AsyncSaver(
-        _runtime.reactor("automatic", _runtime.BUFFER_MEMORY), {}, False, True, "off", 0, 0.0, Mute(raised), Mute()
+        _runtime.reactor(), {}, False, True, "off", 0, 0.0, Mute(raised), Mute()
     )
     plan = _native.SavePlan(0, ["w"], [CODES[torch.uint8]], [None], [(2,)], [None])
     with pytest.raises(expected, match="bytes" if raised is None else "of the transport"):

@@ -5,6 +5,8 @@
 
 #include <fmt/format.h>
 
+#include <safering/tuning.hpp>
+
 #include "text.hpp"
 
 namespace safering::tools {
@@ -49,9 +51,9 @@ CLI::Option* add_path(CLI::App& command, const std::string& name, std::string& p
         ->required();
 }
 
-void add_bytes_option(CLI::App& command, const std::string& name, std::uint64_t& bytes,
-                      const std::string& description) {
-    command
+CLI::Option* add_bytes_option(CLI::App& command, const std::string& name, std::uint64_t& bytes,
+                              const std::string& description) {
+    return command
         .add_option(
             name,
             [&bytes, name](const CLI::results_t& values) {
@@ -67,8 +69,9 @@ void add_bytes_option(CLI::App& command, const std::string& name, std::uint64_t&
         ->type_name("SIZE");
 }
 
-std::shared_ptr<Reactor> make_reactor(BackendChoice backend) {
-    return value_or_throw(Reactor::create({.backend = backend}));
+std::shared_ptr<Reactor> make_reactor(BackendChoice backend, const std::string& path) {
+    return value_or_throw(path.empty() ? Reactor::create({.backend = backend})
+                                       : create_tuned_reactor(path, backend));
 }
 
 void print_json(const Json& json) {
@@ -93,9 +96,13 @@ Json to_json(const Error& error) {
 
 Json to_json(const ReactorInfo& info) {
     return {
-        {"backend", name(info.backend)},     {"reason", info.reason},
-        {"queue_depth", info.queue_depth},   {"buffer_bytes", info.buffer_bytes},
-        {"buffer_count", info.buffer_count}, {"huge_pages", info.huge_pages},
+        {"backend", name(info.backend)},
+        {"reason", info.reason},
+        {"queue_depth", info.queue_depth},
+        {"buffer_bytes", info.buffer_bytes},
+        {"buffer_count", info.buffer_count},
+        {"huge_pages", info.huge_pages},
+        {"origin", info.origin},
     };
 }
 

@@ -62,11 +62,11 @@ void add_backend_option(CLI::App& command, CommonOptions& common);
 CLI::Option* add_path(CLI::App& command, const std::string& name, std::string& path,
                       const std::string& description);
 /// An option that takes "5GB", "1.5GiB", "4096".
-void add_bytes_option(CLI::App& command, const std::string& name, std::uint64_t& bytes,
-                      const std::string& description);
+CLI::Option* add_bytes_option(CLI::App& command, const std::string& name, std::uint64_t& bytes,
+                              const std::string& description);
 
-/// Throws Exception.
-std::shared_ptr<Reactor> make_reactor(BackendChoice backend);
+/// With a path as readers and writers of it would make one, else with the defaults. Throws Exception.
+std::shared_ptr<Reactor> make_reactor(BackendChoice backend, const std::string& path = {});
 
 /// One document on standard output.
 void print_json(const Json& json);

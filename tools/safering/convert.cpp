@@ -154,7 +154,7 @@ void print_text(const SaveReport& report, std::chrono::duration<double> time) {
 }
 
 ExitCode convert(const Arguments& arguments, const CommonOptions& common) {
-    const auto reactor = make_reactor(common.backend);
+    const auto reactor = make_reactor(common.backend, arguments.destination);
     const auto begin = std::chrono::steady_clock::now();
     const SaveReport report = [&] {
         Progress progress("convert");

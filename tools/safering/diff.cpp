@@ -61,7 +61,7 @@ void print_text(const Arguments& arguments, const CompareReport& report) {
 }
 
 ExitCode diff(const Arguments& arguments, const CommonOptions& common) {
-    const auto reactor = make_reactor(common.backend);
+    const auto reactor = make_reactor(common.backend, arguments.first);
     const CompareReport report = [&] {
         Progress progress("diff");
         CompareOptions options{.values = !arguments.no_values, .read_all = arguments.read_all};

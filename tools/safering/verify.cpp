@@ -48,7 +48,7 @@ void print_text(const VerifyReport& report, std::chrono::duration<double> time) 
 }
 
 ExitCode verify(const std::string& path, bool strict, const CommonOptions& common) {
-    const auto reactor = make_reactor(common.backend);
+    const auto reactor = make_reactor(common.backend, path);
     const auto begin = std::chrono::steady_clock::now();
     const VerifyReport report = [&] {
         Progress progress("verify");

@@ -17,8 +17,10 @@ def check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 
 def check_reactor(backend: Any, buffer_memory: Any) -> None:
     check_choice("backend", backend, ("automatic", "io_uring", "threads"))
+    if buffer_memory is None:
+        return
     if not isinstance(buffer_memory, numbers.Integral):
-        raise TypeError(f"buffer_memory must be a number of bytes, not {buffer_memory!r}")
+        raise TypeError(f"buffer_memory must be None or a number of bytes, not {buffer_memory!r}")
     if buffer_memory < 8192:
         raise ValueError(f"buffer_memory must be at least 8192 bytes, not {buffer_memory}")
 

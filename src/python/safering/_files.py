@@ -74,7 +74,7 @@ class OpenFile:
         status = os.stat(self.path)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, "expected one safetensors file, found a directory", self.path)
-        self._native = _native.StoredFile(os.fsencode(self.path), _runtime.reactor(self._backend))
+        self._native = _native.StoredFile(os.fsencode(self.path), _runtime.reactor(self._backend, path=self.path))
         self._status = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
         self._process = os.getpid()
 

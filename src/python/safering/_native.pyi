@@ -20,11 +20,15 @@ def prometheus_text() -> str:
 
 class Reactor:
     """The ring, or the pool of threads, and a pool of buffers. `backend`: "automatic", "io_uring" or "threads";
-    `buffer_memory`: bytes, 8192 at least."""
+    `buffer_memory`: bytes, 8192 at least; None: the defaults."""
 
-    def __init__(self, backend: str, buffer_memory: int) -> None: ...
+    def __init__(self, backend: str, buffer_memory: int | None) -> None: ...
+    @staticmethod
+    def tuned(path: bytes, backend: str) -> Reactor:
+        """As the file system of `path` was measured; `origin` is "defaults" where it was not."""
+
     def info(self) -> dict[str, Any]:
-        """backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages."""
+        """backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages, origin."""
 
     def endpoint(self) -> str:
         """Where other ranks of this host reach this one; empty where the host grants no socket for it."""

@@ -140,6 +140,7 @@ class SaveReport(_Fields):
         text: what `print(report)` shows.
         file_system: its type.
         backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages: of this process's reactor.
+        origin: where queue_depth and buffers came from: "defaults", a measurement, or "" where they were given.
         notes: what did not go the fast way, and why.
     """
 
@@ -164,6 +165,7 @@ class SaveReport(_Fields):
     buffer_bytes: int
     buffer_count: int
     huge_pages: bool
+    origin: str
 
     @classmethod
     def of(cls, native: dict[str, Any]) -> SaveReport:
@@ -189,7 +191,7 @@ class LoadReport(_Fields):
         tensor_bytes: that were asked for.
         read_bytes, verified_bytes: from the files, and those of them that a digest covered.
         process_memory_bytes, shared_memory_bytes: taken from other ranks of this host, which read and checked them.
-        work, notes, backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages: as of a save.
+        work, notes, backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages, origin: as of a save.
     """
 
     tensor_bytes: int
@@ -205,6 +207,7 @@ class LoadReport(_Fields):
     buffer_bytes: int
     buffer_count: int
     huge_pages: bool
+    origin: str
 
     @staticmethod
     def add(native: dict[str, Any], sums: dict[str, Any]) -> None:

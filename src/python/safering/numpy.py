@@ -132,7 +132,7 @@ def save_file(
         [[stride // array.itemsize for stride in array.strides] for array in arrays],
     )
     _native.save_file(
-        os.fsencode(filename), list(tensor_dict), columns, list((metadata or {}).items()), _runtime.reactor()
+        os.fsencode(filename), list(tensor_dict), columns, list((metadata or {}).items()), _runtime.reactor(path=filename)
     )
 
 

@@ -44,7 +44,7 @@ class WriteStream(io.RawIOBase):
 
     def __init__(self, path: str | os.PathLike[str], backend: str = "automatic", expected_bytes: int = 0) -> None:
         self._file: _native.FileWriter | None = None
-        self._file = _native.FileWriter(os.fsencode(path), _runtime.reactor(backend), expected_bytes)
+        self._file = _native.FileWriter(os.fsencode(path), _runtime.reactor(backend, path=path), expected_bytes)
 
     def writable(self) -> bool:
         return True
@@ -90,7 +90,7 @@ class ReadStream(io.RawIOBase):
     lies as the file does, many blocks at a time."""
 
     def __init__(self, path: str | os.PathLike[str], backend: str = "automatic") -> None:
-        self._file = _native.FileReader(os.fsencode(path), _runtime.reactor(backend))
+        self._file = _native.FileReader(os.fsencode(path), _runtime.reactor(backend, path=path))
         self._position = 0
         self.size = self._file.size()
 

@@ -90,7 +90,7 @@ class AsyncSaver:
         process_group: whose ranks save; None: all. The saver makes two gloo groups of the same ranks for itself.
         limits: what writing may take from training. emergency_flush lifts them.
         fqn_to_index_mapping, save_distributed, enable_consolidation, backend, digests, exchange, buffer_memory: as
-            those of HuggingFaceStorageWriter.
+            those of HuggingFaceStorageWriter; buffer_memory None: 48 MiB, as a saver has no path of its own.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class AsyncSaver:
         backend: str = "automatic",
         digests: bool = True,
         exchange: str = "automatic",
-        buffer_memory: int = _runtime.BUFFER_MEMORY,
+        buffer_memory: int | None = None,
     ) -> None:
         check_mapping(fqn_to_index_mapping)
         check_reactor(backend, buffer_memory)

@@ -115,7 +115,7 @@ def _convert(
     for fqn, index in mapping.items():
         if index < 1:
             raise ValueError(f"fqn_to_index_mapping: {fqn!r} has file {index}, numbers begin at 1")
-    return _native.Conversion(os.fsencode(os.path.abspath(input_dir)), os.fsencode(os.path.abspath(output_dir)), _runtime.reactor(), mapping)
+    return _native.Conversion(os.fsencode(os.path.abspath(input_dir)), os.fsencode(os.path.abspath(output_dir)), _runtime.reactor(path=output_dir), mapping)
 
 
 def _make_parent(output_dir: str) -> None:

@@ -101,7 +101,7 @@ def save_file(
     detached = [tensor.detach() for tensor in tensors.values()]
     plain = [tensor if is_plain(tensor) else to_plain(tensor.to("cpu")) for tensor in detached]
     _native.save_file(
-        os.fsencode(filename), list(tensors), columns(plain), list((metadata or {}).items()), _runtime.reactor()
+        os.fsencode(filename), list(tensors), columns(plain), list((metadata or {}).items()), _runtime.reactor(path=filename)
     )
 
 

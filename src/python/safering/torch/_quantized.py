@@ -110,7 +110,7 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
         block_size: int = 128,
         *,
         backend: str = "automatic",
-        buffer_memory: int = _runtime.BUFFER_MEMORY,
+        buffer_memory: int | None = None,
         verification: str = "covered",
         strict: bool = False,
         progress: Callable[[int, int], None] | None = None,

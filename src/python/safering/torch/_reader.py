@@ -81,7 +81,7 @@ class HuggingFaceStorageReader(_TorchReader):
         thread_count: int = 1,
         *,
         backend: str = "automatic",
-        buffer_memory: int = _runtime.BUFFER_MEMORY,
+        buffer_memory: int | None = None,
         verification: str = "covered",
         strict: bool = False,
         exchange: str = "automatic",
@@ -243,7 +243,7 @@ class HuggingFaceStorageReader(_TorchReader):
     def _make_native(self) -> _native.Reader:
         return _native.Reader(
             os.fsencode(self.path),
-            _runtime.reactor(self.backend, self.buffer_memory),
+            _runtime.reactor(self.backend, self.buffer_memory, self.path),
             self.verification,
             self.strict,
             self.exchange,

@@ -76,7 +76,8 @@ class HuggingFaceStorageWriter(_TorchWriter):
         digests: whether to take XXH3 digests of all data and list them in `safering.manifest.json`.
         limits: what writing may take from the rest of the process, for `async_save`.
         buffer_memory: bytes of the buffer pool, shared by all writers and readers of this process that give
-            the same number. The same on all ranks.
+            the same number; the same on all ranks. None: as `safering probe --measure` chose for the file system of
+            `path`, else 48 MiB.
         progress: called with (bytes done, bytes in all) of this rank, about 20 times a second, on the thread
             that saves.
 
@@ -101,7 +102,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         digests: bool = True,
         exchange: str = "automatic",
         limits: SaveLimits = SaveLimits(),
-        buffer_memory: int = _runtime.BUFFER_MEMORY,
+        buffer_memory: int | None = None,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         check_mapping(fqn_to_index_mapping)
@@ -235,7 +236,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
         """Where other ranks of this host reach this one; empty where this save exchanges nothing."""
         if self._sharded or self.exchange == "off":
             return ""
-        return _runtime.reactor(self.backend, self.buffer_memory).endpoint()
+        return _runtime.reactor(self.backend, self.buffer_memory, self._target).endpoint()
 
     def _begin(self, native_plans: list[_native.SavePlan]) -> list[RankLayout]:
         """Coordinator: makes the attempt. Each rank's part of the layout."""
@@ -260,7 +261,7 @@ class HuggingFaceStorageWriter(_TorchWriter):
     def _make_native(self, alone: tuple[int, int] | None = None) -> _native.Writer:
         return _native.Writer(
             os.fsencode(self._target),
-            _runtime.reactor(self.backend, self.buffer_memory),
+            _runtime.reactor(self.backend, self.buffer_memory, self._target),
             self.fqn_to_index_mapping or {},
             self._sharded,
             self.digests,

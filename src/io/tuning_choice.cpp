@@ -1,0 +1,58 @@
+#include <safering/tuning.hpp>
+
+#include <algorithm>
+#include <tuple>
+
+namespace safering {
+
+namespace {
+
+// The pipeline of a save or load keeps a third of its buffers loaded, or not yet copied out.
+unsigned buffers_for(unsigned in_flight) {
+    return in_flight + in_flight / 2;
+}
+
+bool is_default(const TuningRow& row) {
+    const ReactorOptions usual;
+    return buffers_for(row.in_flight) == usual.buffer_count && row.threads == usual.threads;
+}
+
+double part_of(double rate, double best) {
+    return best > 0 ? rate / best : 1;
+}
+
+} // namespace
+
+ReactorOptions options_of(const TuningRow& row) {
+    ReactorOptions options;
+    options.threads = row.threads;
+    options.buffer_count = buffers_for(row.in_flight);
+    options.queue_depth = std::max(options.queue_depth, row.in_flight);
+    return options;
+}
+
+std::size_t choose_row(std::span<const TuningRow> rows) {
+    SAFERING_ASSERT(!rows.empty());
+    constexpr double near = 0.97;
+    double best_write = 0, best_read = 0, best = 0;
+    for (const TuningRow& row : rows) {
+        best_write = std::max(best_write, row.write_rate);
+        best_read = std::max(best_read, row.read_rate);
+    }
+    const auto worth = [&](const TuningRow& row) {
+        return std::min(part_of(row.write_rate, best_write), part_of(row.read_rate, best_read));
+    };
+    for (const TuningRow& row : rows)
+        best = std::max(best, worth(row));
+    const auto order = [](const TuningRow& row) {
+        return std::tuple(!is_default(row), row.in_flight, row.threads);
+    };
+    std::size_t chosen = rows.size();
+    for (std::size_t i = 0; i < rows.size(); ++i)
+        if (worth(rows[i]) >= near * best &&
+            (chosen == rows.size() || order(rows[i]) < order(rows[chosen])))
+            chosen = i;
+    return chosen;
+}
+
+} // namespace safering
