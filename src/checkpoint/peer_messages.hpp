@@ -130,6 +130,8 @@ std::vector<T> values_of(std::span<const std::byte> message) {
 template <typename First, typename T>
 std::optional<std::pair<First, std::vector<T>>> parts_of(std::span<const std::byte> message) {
     PeerHead head;
+    if (message.size() < sizeof head)
+        return std::nullopt;
     std::memcpy(&head, message.data(), sizeof head);
     if (message.size() != sizeof head + sizeof(First) + head.count * sizeof(T))
         return std::nullopt;

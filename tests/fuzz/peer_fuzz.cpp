@@ -2,6 +2,7 @@
 #include <cstring>
 #include <memory>
 
+#include <safering/byte_range.hpp>
 #include <safering/error.hpp>
 
 #include "checkpoint/peer_messages.hpp"
@@ -19,6 +20,14 @@ void check(std::span<const std::byte> message) {
                                     values.size() * sizeof(T)) == 0);
 }
 
+template <typename First, typename T>
+void check_parts(std::span<const std::byte> message) {
+    const auto parts = parts_of<First, T>(message);
+    if (parts)
+        SAFERING_ASSERT(message.size() ==
+                        sizeof(PeerHead) + sizeof(First) + parts->second.size() * sizeof(T));
+}
+
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
@@ -33,6 +42,10 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     check<std::uint64_t>(message);
     check<PeerItem>(message);
     check<PeerOrder>(message);
+    check<PeerCells>(message);
+    check<PeerCellName>(message);
+    check<PeerWay>(message);
+    check_parts<PeerCell, safering::ByteRange>(message);
     SAFERING_ASSERT(text_of(message).size() <= size);
     return 0;
 }
