@@ -56,9 +56,9 @@ struct Tuning {
 SAFERING_API ReactorOptions options_of(const TuningRow& row);
 
 /// The index of the row to work with. A row is as good as the worse of its two directions, each as a part of the
-/// best in the table. Of the rows within 3 % of the best of these: the one that ReactorOptions has by default, else
-/// the one with the least memory, else the one with the fewest threads; the first of several. So noise neither
-/// makes buffers larger nor takes away those that hide the copies of a save, of which a measurement has none.
+/// best in the table. The row that ReactorOptions has by default, where nothing is more than a tenth better; else, of
+/// the rows within 3 % of the best, the one with the least memory, then the fewest threads. So noise neither makes
+/// buffers larger nor takes away those that hide the copies of a save, of which a measurement has none.
 /// `rows` must not be empty. Pure.
 SAFERING_API std::size_t choose_row(std::span<const TuningRow> rows);
 

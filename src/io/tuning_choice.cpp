@@ -1,7 +1,7 @@
 #include <safering/tuning.hpp>
 
 #include <algorithm>
-#include <tuple>
+#include <utility>
 
 namespace safering {
 
@@ -33,7 +33,6 @@ ReactorOptions options_of(const TuningRow& row) {
 
 std::size_t choose_row(std::span<const TuningRow> rows) {
     SAFERING_ASSERT(!rows.empty());
-    constexpr double near = 0.97;
     double best_write = 0, best_read = 0, best = 0;
     for (const TuningRow& row : rows) {
         best_write = std::max(best_write, row.write_rate);
@@ -44,12 +43,15 @@ std::size_t choose_row(std::span<const TuningRow> rows) {
     };
     for (const TuningRow& row : rows)
         best = std::max(best, worth(row));
-    const auto order = [](const TuningRow& row) {
-        return std::tuple(!is_default(row), row.in_flight, row.threads);
-    };
+    // Runs differ by as much as rows that are alike: what is not clearly better is not worth the change.
+    constexpr double worth_changing = 0.9, alike = 0.97;
+    for (std::size_t i = 0; i < rows.size(); ++i)
+        if (is_default(rows[i]) && worth(rows[i]) >= worth_changing * best)
+            return i;
+    const auto order = [](const TuningRow& row) { return std::pair(row.in_flight, row.threads); };
     std::size_t chosen = rows.size();
     for (std::size_t i = 0; i < rows.size(); ++i)
-        if (worth(rows[i]) >= near * best &&
+        if (worth(rows[i]) >= alike * best &&
             (chosen == rows.size() || order(rows[i]) < order(rows[chosen])))
             chosen = i;
     return chosen;

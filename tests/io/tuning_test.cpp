@@ -30,14 +30,14 @@ unsigned chosen_in_flight(const std::vector<TuningRow>& rows) {
 TEST(TuningChoice, IsTheDefaultWhereNothingIsMuchBetter) {
     EXPECT_EQ(chosen_in_flight({row(4, 100, 100), row(8, 100, 100), row(16, 100, 100)}), 8u);
     EXPECT_EQ(chosen_in_flight({row(4, 103, 103), row(8, 100, 100), row(16, 102, 103)}), 8u);
-    EXPECT_EQ(chosen_in_flight({row(8, 97, 98), row(16, 100, 100), row(32, 99, 99)}), 8u);
+    EXPECT_EQ(chosen_in_flight({row(8, 91, 98), row(16, 100, 100), row(32, 99, 99)}), 8u);
 }
 
 TEST(TuningChoice, IsTheLeastMemoryOfThoseNearTheBest) {
     EXPECT_EQ(chosen_in_flight({row(8, 50, 50), row(16, 98, 98), row(32, 100, 100)}), 16u);
     EXPECT_EQ(chosen_in_flight({row(32, 100, 100), row(8, 50, 50), row(16, 98, 98)}), 16u);
     EXPECT_EQ(chosen_in_flight({row(8, 50, 50), row(16, 96, 96), row(32, 100, 100)}), 32u);
-    EXPECT_EQ(chosen_in_flight({row(4, 100, 100), row(8, 90, 90), row(16, 100, 100)}), 4u);
+    EXPECT_EQ(chosen_in_flight({row(4, 100, 100), row(8, 85, 85), row(16, 100, 100)}), 4u);
 }
 
 TEST(TuningChoice, LooksAtTheWorseDirection) {
