@@ -14,18 +14,6 @@
 
 namespace safering {
 
-Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
-    if (this != &other) {
-        Descriptor old(std::exchange(descriptor_, other.release()));
-    }
-    return *this;
-}
-
-Descriptor::~Descriptor() {
-    if (descriptor_ >= 0)
-        ::close(descriptor_);
-}
-
 PeerSocket::PeerSocket(Executor executor, Descriptor connected)
     : socket_(executor, connected.release()) {
     ucred peer{};

@@ -19,6 +19,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "io/descriptor.hpp"
 #include "io/mount_name.hpp"
 #include "io/posix_ops.hpp"
 #include "out_of_memory.hpp"
@@ -53,21 +54,6 @@ std::string cache_name(const std::string& file_system, BackendKind backend) {
     const std::string key = fmt::format("{} by {}", file_system, name(backend));
     return fmt::format("tuning-{:016x}.json", XXH64(key.data(), key.size(), 0));
 }
-
-class Descriptor {
-  public:
-    explicit Descriptor(int file) : file_(file) {}
-    Descriptor(const Descriptor&) = delete;
-    Descriptor& operator=(const Descriptor&) = delete;
-    ~Descriptor() {
-        if (file_ >= 0)
-            ::close(file_);
-    }
-    int get() const { return file_; }
-
-  private:
-    int file_;
-};
 
 std::string to_text(const Tuning& tuning) {
     Json rows = Json::array();
@@ -180,7 +166,7 @@ std::expected<Tuning, std::string> from_text(const std::string& text,
 std::expected<std::string, std::error_code> read_file(const std::string& path) {
     const Descriptor file(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
     struct stat status{};
-    if (file.get() < 0 || ::fstat(file.get(), &status) != 0)
+    if (!file || ::fstat(file.get(), &status) != 0)
         return std::unexpected(posix::last_error());
     if (!S_ISREG(status.st_mode))
         return std::unexpected(std::make_error_code(std::errc::invalid_argument));
@@ -235,7 +221,7 @@ Result<std::string> store(const Tuning& tuning) {
     std::random_device random;
     const std::string temporary = fmt::format("{}.{:08x}{:08x}.tmp", path, random(), random());
     const Descriptor file(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0644));
-    if (file.get() < 0)
+    if (!file)
         return failed(posix::last_error(), directory);
     auto written = write_all(file.get(), to_text(tuning));
     if (written && ::rename(temporary.c_str(), path.c_str()) != 0)

@@ -12,8 +12,8 @@
 #include <fcntl.h>
 #include <fmt/chrono.h>
 #include <fmt/format.h>
-#include <unistd.h>
 
+#include "io/descriptor.hpp"
 #include "io/file_system.hpp"
 #include "io/huge_memory.hpp"
 #include "io/mount_name.hpp"
@@ -32,19 +32,11 @@ constexpr std::chrono::seconds most_time{8};
 
 struct Scratch {
     std::string directory;
-    int file = -1;
+    Descriptor file{};
     std::uint64_t bytes = 0;
     std::uint64_t block_bytes = 0;
     /// A block for each request in flight.
     std::shared_ptr<std::byte> memory{};
-
-    Scratch() = default;
-    Scratch(const Scratch&) = delete;
-    Scratch& operator=(const Scratch&) = delete;
-    ~Scratch() {
-        if (file >= 0)
-            ::close(file);
-    }
 };
 
 // The file from its first block to its last, with so many requests in flight. All but run() on the reactor's thread.
@@ -64,7 +56,7 @@ class Stream {
         });
         ended.wait();
         if (!error_ && op_ == Opcode::write) {
-            const Request request{.op = Opcode::fsync, .file = scratch_.file};
+            const Request request{.op = Opcode::fsync, .file = scratch_.file.get()};
             if (const Completion done = reactor_.wait(request); done.error)
                 error_ = to_error(request, done, scratch_.directory);
         }
@@ -79,7 +71,7 @@ class Stream {
         if (error_ || submitted_ == scratch_.bytes)
             return;
         Request request{.op = op_,
-                        .file = scratch_.file,
+                        .file = scratch_.file.get(),
                         .data = scratch_.memory.get() + slot * scratch_.block_bytes,
                         .length = scratch_.block_bytes,
                         .offset = submitted_};
@@ -139,9 +131,9 @@ void fill(const Scratch& scratch, std::uint64_t bytes) {
 }
 
 Result<void> prepare(Scratch& scratch, unsigned most_in_flight) {
-    scratch.file = open_unnamed(scratch.directory);
-    const int flags = scratch.file < 0 ? -1 : ::fcntl(scratch.file, F_GETFL);
-    if (flags < 0 || ::fcntl(scratch.file, F_SETFL, flags | O_DIRECT) != 0)
+    scratch.file = Descriptor(open_unnamed(scratch.directory));
+    const int flags = !scratch.file ? -1 : ::fcntl(scratch.file.get(), F_GETFL);
+    if (flags < 0 || ::fcntl(scratch.file.get(), F_SETFL, flags | O_DIRECT) != 0)
         return std::unexpected(Error{.code = posix::last_error(),
                                      .operation = "create a scratch file in",
                                      .file = scratch.directory});
@@ -157,8 +149,8 @@ Result<void> prepare(Scratch& scratch, unsigned most_in_flight) {
 // As a save finds its files: with all their blocks, none of them written.
 Result<void> allocate(const Scratch& scratch, Reactor& reactor) {
     const Request steps[] = {
-        {.op = Opcode::truncate, .file = scratch.file},
-        {.op = Opcode::allocate, .file = scratch.file, .length = scratch.bytes},
+        {.op = Opcode::truncate, .file = scratch.file.get()},
+        {.op = Opcode::allocate, .file = scratch.file.get(), .length = scratch.bytes},
     };
     for (const Request& step : steps)
         if (const Completion done = reactor.wait(step); done.error)
