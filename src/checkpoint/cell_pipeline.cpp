@@ -102,12 +102,17 @@ bool CellPipeline::more_cells() {
 
 // One request for a buffer at a time; the pool serves those who wait in their order.
 void CellPipeline::acquire() {
-    if (acquiring_ || !more_cells())
-        return;
-    acquiring_ = try_step([this] {
-        if (const auto wanted = pause(); wanted > std::chrono::nanoseconds::zero())
-            return acquire_later(wanted);
-        reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
+    if (!acquiring_ && more_cells())
+        acquiring_ = try_step([this] { acquire_after(pause()); });
+}
+
+// In short steps, as the limits may be lifted and a stop may be asked for meanwhile. What the steps cost the processor
+// is owed by the next cell: if this one waited for it, that wait would cost as well, and so on without an end.
+void CellPipeline::acquire_after(std::chrono::nanoseconds left) {
+    constexpr std::chrono::nanoseconds longest_step = std::chrono::milliseconds(20);
+    static constexpr auto none = std::chrono::nanoseconds::zero();
+    if (left <= none)
+        return reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
             boost::asio::post(
                 self->reactor_.executor(),
                 in_memory(self->acquire_memory_, [self, buffer = std::move(buffer)]() mutable {
@@ -115,19 +120,14 @@ void CellPipeline::acquire() {
                     self->turn(std::move(buffer));
                 }));
         });
-    });
-}
-
-// In short steps, as the limits may be lifted and a stop may be asked for meanwhile.
-void CellPipeline::acquire_later(std::chrono::nanoseconds pause) {
-    constexpr std::chrono::nanoseconds step = std::chrono::milliseconds(20);
-    const auto waited = std::min(pause, step);
-    timer_.expires_after(waited);
+    const auto step = std::min(left, longest_step);
+    timer_.expires_after(step);
     timer_.async_wait(in_memory(
-        acquire_memory_, [self = shared_from_this(), waited](const boost::system::error_code&) {
-            self->meter_.add_pause(waited);
-            self->acquiring_ = false;
-            self->acquire();
+        acquire_memory_, [self = shared_from_this(), left, step](const boost::system::error_code&) {
+            self->meter_.add_pause(step);
+            self->acquiring_ = self->more_cells() && self->try_step([&] {
+                self->acquire_after(self->pause() > none ? left - step : none);
+            });
             self->settle();
         }));
 }

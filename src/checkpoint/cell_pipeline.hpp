@@ -140,7 +140,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
   private:
     bool more_cells();
     void acquire();
-    void acquire_later(std::chrono::nanoseconds pause);
+    void acquire_after(std::chrono::nanoseconds left);
     void turn(BufferPool::Buffer buffer = {});
     void schedule_turn();
     void load_next(BufferPool::Buffer buffer);

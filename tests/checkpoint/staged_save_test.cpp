@@ -122,6 +122,17 @@ TEST_F(StagedSave, LimitsSlowItDownAndNothingElse) {
     EXPECT_EQ(differs(model), "");
 }
 
+TEST_F(StagedSave, WaitingForItsShareIsNotWaitedForInItsTurn) {
+    // To wake up costs more than this share earns in the step that was waited: not if that is waited for again.
+    const Model model{make_tensor("w", Dtype::u8, {40000}, 2)};
+    WriterOptions options;
+    options.limits.processor_share = 0.001;
+    const auto saved = save_model(model, {1, 0}, options);
+    ASSERT_TRUE(saved) << saved.error().message();
+    EXPECT_GT(saved->work.pause_seconds, 0);
+    EXPECT_EQ(differs(model), "");
+}
+
 TEST_F(StagedSave, LiftedLimitsLetItGoOn) {
     // At this rate it would last for years.
     const Model model = make_model(10);
