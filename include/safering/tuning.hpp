@@ -63,8 +63,10 @@ SAFERING_API ReactorOptions options_of(const TuningRow& row);
 SAFERING_API std::size_t choose_row(std::span<const TuningRow> rows);
 
 struct MeasureOptions {
+    static constexpr std::uint64_t least_file_bytes = std::uint64_t{32} << 20;
+
     BackendChoice backend = BackendChoice::automatic;
-    /// Size of the scratch file, bytes, 32 MiB at least. A server or a controller answers what fits its memory
+    /// Size of the scratch file, least_file_bytes at least. A server or a controller answers what fits its memory
     /// from there: take more than that where its disks are meant. Ways with more in flight than a file holds are
     /// left out.
     std::uint64_t file_bytes = std::uint64_t{256} << 20;

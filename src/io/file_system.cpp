@@ -58,34 +58,33 @@ Result<FileSystemInfo> probe(const std::string& directory) {
         return refused(directory, "examine file system of");
     FileSystemInfo info{.type = type_name(static_cast<unsigned long>(statistics.f_type))};
 
-    const int file = open_unnamed(directory);
-    if (file < 0)
+    const Descriptor file = open_unnamed(directory);
+    if (!file)
         return refused(directory, "create a probe file in");
-    const int flags = ::fcntl(file, F_GETFL);
-    const auto alignment = posix::direct_alignment(file);
+    const int flags = ::fcntl(file.get(), F_GETFL);
+    const auto alignment = posix::direct_alignment(file.get());
     info.direct =
-        alignment.has_value() && flags >= 0 && ::fcntl(file, F_SETFL, flags | O_DIRECT) == 0;
+        alignment.has_value() && flags >= 0 && ::fcntl(file.get(), F_SETFL, flags | O_DIRECT) == 0;
     // One block is enough to learn whether it is implemented. A full disk implements it too.
-    info.allocate = ::fallocate(file, 0, 0, 4096) == 0 || errno == ENOSPC || errno == EDQUOT;
+    info.allocate = ::fallocate(file.get(), 0, 0, 4096) == 0 || errno == ENOSPC || errno == EDQUOT;
     if (alignment) {
         info.memory_alignment = alignment->memory;
         info.offset_alignment = alignment->offset;
     }
-    ::close(file);
     return info;
 }
 
 } // namespace
 
-int open_unnamed(const std::string& directory) {
-    const int unnamed = ::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-    if (unnamed >= 0 || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL))
+Descriptor open_unnamed(const std::string& directory) {
+    Descriptor unnamed(::open(directory.c_str(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+    if (unnamed || (errno != EOPNOTSUPP && errno != EISDIR && errno != EINVAL))
         return unnamed;
     std::random_device random;
     const std::string path =
         fmt::format("{}/.safering.probe.{:08x}{:08x}", directory, random(), random());
-    const int named = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-    if (named >= 0)
+    Descriptor named(::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+    if (named)
         ::unlink(path.c_str());
     return named;
 }

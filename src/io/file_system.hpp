@@ -8,10 +8,12 @@
 
 #include <safering/reactor.hpp>
 
+#include "io/descriptor.hpp"
+
 namespace safering {
 
-/// A new file in `directory`, to read and write, without a name or with one that it lost at once. -1 with errno.
-int open_unnamed(const std::string& directory);
+/// A new file in `directory`, to read and write, without a name or with one that it lost at once. None with errno.
+Descriptor open_unnamed(const std::string& directory);
 
 /// Thread-safe.
 class FileSystems {

@@ -131,7 +131,7 @@ void fill(const Scratch& scratch, std::uint64_t bytes) {
 }
 
 Result<void> prepare(Scratch& scratch, unsigned most_in_flight) {
-    scratch.file = Descriptor(open_unnamed(scratch.directory));
+    scratch.file = open_unnamed(scratch.directory);
     const int flags = !scratch.file ? -1 : ::fcntl(scratch.file.get(), F_GETFL);
     if (flags < 0 || ::fcntl(scratch.file.get(), F_SETFL, flags | O_DIRECT) != 0)
         return std::unexpected(Error{.code = posix::last_error(),
@@ -195,8 +195,7 @@ Error explained(Error error, const Scratch& scratch) {
 }
 
 Result<Tuning> measure(const std::string& directory, const MeasureOptions& options) {
-    constexpr std::uint64_t least_bytes = std::uint64_t{32} << 20;
-    if (options.file_bytes < least_bytes)
+    if (options.file_bytes < MeasureOptions::least_file_bytes)
         return fail(std::make_error_code(std::errc::invalid_argument), "measure",
                     "the scratch file must be 32 MiB or larger");
     auto first = Reactor::create({.backend = options.backend});

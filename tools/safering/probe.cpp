@@ -167,8 +167,7 @@ void add_probe(CLI::App& app, CommonOptions& common, Action& action) {
         ->needs(measure);
     add_backend_option(*command, common);
     command->callback([&common, &action, arguments] {
-        constexpr std::uint64_t least_bytes = std::uint64_t{32} << 20;
-        if (arguments->options.file_bytes < least_bytes)
+        if (arguments->options.file_bytes < MeasureOptions::least_file_bytes)
             throw CLI::ValidationError("--size", "32MiB or more is needed");
         arguments->options.backend = common.backend;
         action = [&common, arguments] { return run(*arguments, common); };

@@ -28,7 +28,7 @@ def reactor(
         if key not in _tuned:
             made = _native.Reactor.tuned(os.fsencode(path), backend)
             # One pool of buffers for all file systems that nobody measured.
-            _tuned[key] = made if made.info()["origin"] != "defaults" else _usual(backend, None)
+            _tuned[key] = made if made.info()["origin"] != "defaults" else _reactors.setdefault((backend, None), made)
         return _tuned[key]
 
 
