@@ -60,6 +60,9 @@ struct ReactorOptions {
     /// others as soon as those end.
     std::size_t buffer_bytes = std::size_t{4} << 20;
     unsigned buffer_count = 12;
+    /// Direct transfers are asked of the disk in requests of so many bytes at most, a multiple of 4096: a buffer then
+    /// goes in several, which are in flight together. 0: as long as a buffer.
+    std::size_t transfer_bytes = 0;
     /// Where these numbers came from, for reports.
     std::string origin{};
 };
@@ -73,10 +76,11 @@ struct ReactorInfo {
     unsigned queue_depth = 0;
     std::size_t buffer_bytes = 0;
     unsigned buffer_count = 0;
+    std::size_t transfer_bytes = 0;
     /// Whether the pool lies on transparent huge pages; false before its first use.
     bool huge_pages = false;
-    /// Where queue_depth and buffers came from: "defaults", or a measurement (safering/tuning.hpp). Empty where whoever
-    /// made the reactor did not say.
+    /// Where these numbers came from: "defaults", or a measurement (safering/tuning.hpp). Empty where whoever made the
+    /// reactor did not say.
     std::string origin{};
 };
 

@@ -1,9 +1,9 @@
-// How many requests a file system wants in flight: measured once, kept in a small file in the user's cache, and
-// taken from there by readers and writers whose caller gave no reactor.
+// How large requests a file system wants, and how many of them in flight: measured once, kept in a small file in the
+// user's cache, and taken from there by readers and writers whose caller gave no reactor.
 //
-//   1. The size of a request is no part of it. A save cuts files into cells of 4 MiB, which its digests cover one
-//      by one; all its ranks and every later reader must hold such a cell, so that it is the checkpoint's and not a
-//      machine's. Requests in flight are each rank's own affair: ranks may differ in them.
+//   1. A save cuts files into cells of 4 MiB, which its digests cover one by one; all its ranks and every later reader
+//      must hold such a cell, so that it is the checkpoint's and not a machine's. In how many requests a cell goes to
+//      the disk, and how many of these are in flight, is each rank's own affair: ranks may differ in it.
 //   2. A choice counts for the file system and for the backend that it was measured with, and for nothing else.
 //   3. A cache that is absent, damaged or another's never fails a save or a load: the defaults of ReactorOptions
 //      are taken, and find_tuning() says why.
@@ -24,7 +24,9 @@ namespace safering {
 
 /// One way to use a file system, and what it came to.
 struct TuningRow {
-    /// Requests of Tuning::block_bytes that are with the disk at a time.
+    /// Of a request, ReactorOptions::transfer_bytes; a cell of 4 MiB at most.
+    std::uint64_t block_bytes = 0;
+    /// Requests that are with the disk at a time.
     unsigned in_flight = 0;
     /// ReactorOptions::threads. Where the backend is threads, no more requests than these really are in flight.
     unsigned threads = 0;
@@ -43,7 +45,6 @@ struct Tuning {
     BackendKind backend = BackendKind::threads;
     /// When, UTC: "2026-11-26T15:00:00Z".
     std::string measured;
-    std::uint64_t block_bytes = 0;
     std::uint64_t file_bytes = 0;
     std::vector<TuningRow> rows;
     /// Index of a row.
@@ -52,13 +53,13 @@ struct Tuning {
     bool operator==(const Tuning&) const = default;
 };
 
-/// What a reactor that works as `row` says is made with: three buffers for two requests in flight.
+/// What a reactor that works as `row` says is made with: a half more buffers than hold what is in flight.
 SAFERING_API ReactorOptions options_of(const TuningRow& row);
 
 /// The index of the row to work with. A row is as good as the worse of its two directions, each as a part of the
 /// best in the table. The row that ReactorOptions has by default, where nothing is more than a tenth better; else, of
-/// the rows within 3 % of the best, the one with the least memory, then the fewest threads. So noise neither makes
-/// buffers larger nor takes away those that hide the copies of a save, of which a measurement has none.
+/// the rows within 3 % of the best, the one with the least memory, then the fewest threads, then the fewest requests.
+/// So noise neither makes buffers larger nor takes away those that hide the copies of a save, of which a measurement has none.
 /// `rows` must not be empty. Pure.
 SAFERING_API std::size_t choose_row(std::span<const TuningRow> rows);
 

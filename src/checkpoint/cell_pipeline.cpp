@@ -28,6 +28,7 @@ T take_first(std::vector<T>& row) {
 
 CellPipeline::CellPipeline(Reactor& reactor, Opcode op, Progress progress, std::stop_token stop)
     : reactor_(reactor), op_(op), progress_(std::move(progress)), stop_(std::move(stop)),
+      transfer_bytes_(reactor.info().transfer_bytes),
       most_in_transfer_(most_in_transfer(reactor.info().buffer_count)), timer_(reactor.executor()) {
     const std::size_t buffers = reactor.info().buffer_count;
     loaded_.reserve(buffers);
@@ -197,17 +198,31 @@ void CellPipeline::begin_transfers() {
     }
 }
 
+// The next transfer of a cell, or what of it one request may be: up to the next multiple of transfer_bytes.
+plan::Transfer CellPipeline::take_request(Cell& cell) const {
+    plan::Transfer out = cell.transfers[cell.next];
+    const std::uint64_t end = out.range.end;
+    out.range.begin += cell.next_bytes;
+    if (out.direct)
+        out.range.end = std::min(end, (out.range.begin / transfer_bytes_ + 1) * transfer_bytes_);
+    cell.next_bytes += out.range.size();
+    if (out.range.end == end) {
+        ++cell.next;
+        cell.next_bytes = 0;
+    }
+    return out;
+}
+
 // A cell of short runs may have a million transfers; the reactor gets them in slices.
 bool CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
     constexpr std::size_t at_once = 512;
     File& file = files_[cell->file];
-    const std::size_t first = cell->submitted;
-    const std::size_t end = std::min(first + at_once, cell->transfers.size());
+    std::size_t count = 0;
     const bool submitted = try_step([&] {
         std::vector<Reactor::Submission> batch;
-        batch.reserve(end - first);
-        for (std::size_t i = first; i < end; ++i) {
-            const plan::Transfer& transfer = cell->transfers[i];
+        batch.reserve(std::min(at_once, cell->transfers.size() - cell->next));
+        for (; count < at_once && cell->next < cell->transfers.size(); ++count) {
+            const plan::Transfer transfer = take_request(*cell);
             (transfer.direct ? file.direct_used : file.buffered_used) = true;
             meter_.add_request(transfer.range.size(), transfer.direct);
             const std::uint64_t needed_end = op_ == Opcode::read
@@ -229,10 +244,9 @@ bool CellPipeline::submit_transfers(const std::shared_ptr<Cell>& cell) {
     });
     if (!submitted)
         return false;
-    meter_.submitted(end - first);
-    cell->submitted = end;
-    cell->transfers_left = end - first;
-    in_flight_ += end - first;
+    meter_.submitted(count);
+    cell->in_flight = count;
+    in_flight_ += count;
     return true;
 }
 
@@ -245,9 +259,9 @@ void CellPipeline::end_transfer(const std::shared_ptr<Cell>& cell, ByteRange ran
         });
     --in_flight_;
     meter_.ended(completion.retries);
-    if (--cell->transfers_left != 0)
+    if (--cell->in_flight != 0)
         return;
-    if (!error_ && cell->submitted < cell->transfers.size() && submit_transfers(cell))
+    if (!error_ && cell->next < cell->transfers.size() && submit_transfers(cell))
         return;
     --in_transfer_;
     ended_.push_back(cell);

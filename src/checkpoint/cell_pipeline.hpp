@@ -64,9 +64,11 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         std::vector<plan::Transfer> transfers;
         /// Its segments lie in the image without a gap.
         bool whole = false;
-        /// Transfers handed to the reactor, and those that have not ended.
-        std::size_t submitted = 0;
-        std::size_t transfers_left = 0;
+        /// The next to be handed to the reactor: a transfer, and how much of it has been.
+        std::size_t next = 0;
+        std::uint64_t next_bytes = 0;
+        /// Requests that have not ended.
+        std::size_t in_flight = 0;
     };
     using Progress = std::function<void(std::uint64_t, std::uint64_t)>;
 
@@ -145,6 +147,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     void schedule_turn();
     void load_next(BufferPool::Buffer buffer);
     void begin_transfers();
+    plan::Transfer take_request(Cell& cell) const;
     bool submit_transfers(const std::shared_ptr<Cell>& cell);
     Unloaded end_cell(const std::shared_ptr<Cell>& cell);
     void settle_cell(const Cell& cell);
@@ -158,6 +161,8 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     std::size_t file_ = 0;
     std::size_t in_flight_ = 0;
     std::uint64_t done_bytes_ = 0;
+    /// Bytes of a request, at most, where it goes directly.
+    const std::uint64_t transfer_bytes_;
     // Cells on their way to the disk: loaded, in transfer, and ended.
     const std::size_t most_in_transfer_;
     std::size_t in_transfer_ = 0;

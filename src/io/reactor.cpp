@@ -35,6 +35,8 @@ struct Reactor::Impl {
         info.queue_depth = std::min(options.queue_depth, loop->backend().capacity());
         info.buffer_bytes = options.buffer_bytes;
         info.buffer_count = options.buffer_count;
+        info.transfer_bytes =
+            options.transfer_bytes == 0 ? options.buffer_bytes : options.transfer_bytes;
         info.origin = options.origin;
     }
 
@@ -144,6 +146,9 @@ Result<void> check(const ReactorOptions& options) {
     if (options.buffer_bytes == 0 || options.buffer_bytes % 4096 != 0)
         return refused("buffer_bytes is " + std::to_string(options.buffer_bytes) +
                        "; expected a multiple of 4096, the block of direct transfers");
+    if (options.transfer_bytes % 4096 != 0)
+        return refused("transfer_bytes is " + std::to_string(options.transfer_bytes) +
+                       "; expected a multiple of 4096, or 0 for as long as a buffer");
     return {};
 }
 

@@ -30,7 +30,7 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-constexpr unsigned format_version = 1;
+constexpr unsigned format_version = 2;
 constexpr std::size_t most_bytes = std::size_t{64} << 10;
 // Of what a row may ask for: a file must not make a reactor that no measurement would.
 constexpr unsigned most_in_flight = 256;
@@ -58,15 +58,16 @@ std::string cache_name(const std::string& file_system, BackendKind backend) {
 std::string to_text(const Tuning& tuning) {
     Json rows = Json::array();
     for (const TuningRow& row : tuning.rows)
-        rows.push_back({{"in_flight", row.in_flight},
+        rows.push_back({{"block_bytes", row.block_bytes},
+                        {"in_flight", row.in_flight},
                         {"threads", row.threads},
                         {"write_rate", row.write_rate},
                         {"read_rate", row.read_rate}});
     const Json json{
         {"safering_tuning", format_version}, {"file_system", tuning.file_system},
         {"backend", name(tuning.backend)},   {"measured", tuning.measured},
-        {"block_bytes", tuning.block_bytes}, {"file_bytes", tuning.file_bytes},
-        {"rows", std::move(rows)},           {"chosen", tuning.chosen},
+        {"file_bytes", tuning.file_bytes},   {"rows", std::move(rows)},
+        {"chosen", tuning.chosen},
     };
     return json.dump(1, ' ', true, Json::error_handler_t::replace) + "\n";
 }
@@ -125,6 +126,14 @@ class Reading {
     std::string wrong_;
 };
 
+std::uint64_t block_bytes(Reading& read, const Json& row) {
+    const std::uint64_t bytes =
+        read.number(row, "block_bytes", 4096, ReactorOptions{}.buffer_bytes);
+    if (bytes % 4096 != 0)
+        read.wrong("block_bytes");
+    return bytes;
+}
+
 // Why it is none of this file system and backend, or the measurement.
 std::expected<Tuning, std::string> from_text(const std::string& text,
                                              const std::string& file_system, BackendKind backend) {
@@ -136,7 +145,6 @@ std::expected<Tuning, std::string> from_text(const std::string& text,
     Tuning out{.file_system = read.text(root, "file_system"),
                .backend = backend,
                .measured = read.text(root, "measured"),
-               .block_bytes = read.number(root, "block_bytes", 1, SIZE_MAX),
                .file_bytes = read.number(root, "file_bytes", 1, SIZE_MAX),
                .rows = {},
                .chosen = 0};
@@ -144,7 +152,8 @@ std::expected<Tuning, std::string> from_text(const std::string& text,
         read.wrong("backend");
     for (const Json& row : read.rows(root))
         out.rows.push_back(
-            {.in_flight = static_cast<unsigned>(read.number(row, "in_flight", 1, most_in_flight)),
+            {.block_bytes = block_bytes(read, row),
+             .in_flight = static_cast<unsigned>(read.number(row, "in_flight", 1, most_in_flight)),
              .threads = static_cast<unsigned>(read.number(row, "threads", 1, most_in_flight)),
              .write_rate = read.rate(row, "write_rate"),
              .read_rate = read.rate(row, "read_rate")});
@@ -153,8 +162,6 @@ std::expected<Tuning, std::string> from_text(const std::string& text,
         read.wrong("file_system");
     if (out.measured.empty() || out.measured.size() > 32 || escaped(out.measured) != out.measured)
         read.wrong("measured");
-    if (out.block_bytes != ReactorOptions{}.buffer_bytes)
-        read.wrong("block_bytes");
     if (!read.first_wrong().empty())
         return std::unexpected(
             fmt::format("its {} is not of a measurement of this file system by this version",

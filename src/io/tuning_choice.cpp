@@ -1,20 +1,30 @@
 #include <safering/tuning.hpp>
 
 #include <algorithm>
-#include <utility>
+#include <tuple>
+
+#include <safering/byte_range.hpp>
 
 namespace safering {
 
 namespace {
 
+std::uint64_t bytes_in_flight(const TuningRow& row) {
+    return row.in_flight * row.block_bytes;
+}
+
 // The pipeline of a save or load keeps a third of its buffers loaded, or not yet copied out.
-unsigned buffers_for(unsigned in_flight) {
-    return in_flight + in_flight / 2;
+unsigned buffers_for(const TuningRow& row) {
+    const auto cells =
+        static_cast<unsigned>(round_up(bytes_in_flight(row), ReactorOptions{}.buffer_bytes) /
+                              ReactorOptions{}.buffer_bytes);
+    return cells + cells / 2;
 }
 
 bool is_default(const TuningRow& row) {
     const ReactorOptions usual;
-    return buffers_for(row.in_flight) == usual.buffer_count && row.threads == usual.threads;
+    return row.block_bytes == usual.buffer_bytes && buffers_for(row) == usual.buffer_count &&
+           row.threads == usual.threads;
 }
 
 double part_of(double rate, double best) {
@@ -26,7 +36,8 @@ double part_of(double rate, double best) {
 ReactorOptions options_of(const TuningRow& row) {
     ReactorOptions options;
     options.threads = row.threads;
-    options.buffer_count = buffers_for(row.in_flight);
+    options.buffer_count = buffers_for(row);
+    options.transfer_bytes = row.block_bytes;
     options.queue_depth = std::max(options.queue_depth, row.in_flight);
     return options;
 }
@@ -48,7 +59,9 @@ std::size_t choose_row(std::span<const TuningRow> rows) {
     for (std::size_t i = 0; i < rows.size(); ++i)
         if (is_default(rows[i]) && worth(rows[i]) >= worth_changing * best)
             return i;
-    const auto order = [](const TuningRow& row) { return std::pair(row.in_flight, row.threads); };
+    const auto order = [](const TuningRow& row) {
+        return std::tuple(bytes_in_flight(row), row.threads, row.in_flight);
+    };
     std::size_t chosen = rows.size();
     for (std::size_t i = 0; i < rows.size(); ++i)
         if (worth(rows[i]) >= alike * best &&

@@ -7,11 +7,14 @@
 #include <ctime>
 #include <future>
 #include <random>
+#include <span>
 
 #include <boost/asio/post.hpp>
 #include <fcntl.h>
 #include <fmt/chrono.h>
 #include <fmt/format.h>
+
+#include <safering/byte_range.hpp>
 
 #include "io/descriptor.hpp"
 #include "io/file_system.hpp"
@@ -34,23 +37,22 @@ struct Scratch {
     std::string directory;
     Descriptor file{};
     std::uint64_t bytes = 0;
-    std::uint64_t block_bytes = 0;
-    /// A block for each request in flight.
+    /// For what the row with the most has in flight.
     std::shared_ptr<std::byte> memory{};
 };
 
-// The file from its first block to its last, with so many requests in flight. All but run() on the reactor's thread.
+// The file from its first block to its last, as the row says. All but run() on the reactor's thread.
 class Stream {
   public:
-    Stream(Reactor& reactor, const Scratch& scratch, Opcode op)
-        : reactor_(reactor), scratch_(scratch), op_(op) {}
+    Stream(Reactor& reactor, const Scratch& scratch, Opcode op, const TuningRow& row)
+        : reactor_(reactor), scratch_(scratch), op_(op), row_(row) {}
 
     /// Until all has ended; a write is durable then. Bytes a second.
-    Result<double> run(unsigned in_flight) {
+    Result<double> run() {
         const auto begin = Clock::now();
         auto ended = ended_->get_future();
-        boost::asio::post(reactor_.executor(), [this, in_flight] {
-            for (unsigned slot = 0; slot < in_flight; ++slot)
+        boost::asio::post(reactor_.executor(), [this] {
+            for (unsigned slot = 0; slot < row_.in_flight; ++slot)
                 submit(slot);
             release();
         });
@@ -72,13 +74,13 @@ class Stream {
             return;
         Request request{.op = op_,
                         .file = scratch_.file.get(),
-                        .data = scratch_.memory.get() + slot * scratch_.block_bytes,
-                        .length = scratch_.block_bytes,
+                        .data = scratch_.memory.get() + slot * row_.block_bytes,
+                        .length = row_.block_bytes,
                         .offset = submitted_};
         const bool taken = had_memory([&] {
             reactor_.submit(request, [this, slot, offset = request.offset](Completion done) {
                 if (done.error && !error_)
-                    error_ = to_error({.op = op_, .length = scratch_.block_bytes, .offset = offset},
+                    error_ = to_error({.op = op_, .length = row_.block_bytes, .offset = offset},
                                       done, scratch_.directory);
                 submit(slot);
                 release();
@@ -86,7 +88,7 @@ class Stream {
         });
         if (taken) {
             ++held_;
-            submitted_ += scratch_.block_bytes;
+            submitted_ += row_.block_bytes;
         } else {
             error_ = out_of_memory();
         }
@@ -102,6 +104,7 @@ class Stream {
     Reactor& reactor_;
     const Scratch& scratch_;
     const Opcode op_;
+    const TuningRow& row_;
     std::uint64_t submitted_ = 0;
     /// Requests in flight, and run()'s own first turn.
     unsigned held_ = 1;
@@ -110,16 +113,22 @@ class Stream {
 };
 
 // The default and its neighbours. With threads, as many of these as requests: fewer would be what is in flight.
-std::vector<TuningRow> ways(BackendKind backend, std::uint64_t blocks) {
-    std::vector<TuningRow> rows;
+std::vector<TuningRow> ways(BackendKind backend, std::uint64_t file_bytes) {
+    constexpr std::uint64_t mib = std::uint64_t{1} << 20;
     const ReactorOptions usual;
-    if (backend == BackendKind::threads)
-        rows.push_back({.in_flight = 8, .threads = usual.threads});
-    for (const unsigned in_flight : {4u, 8u, 16u, 32u})
-        if (in_flight <= blocks)
+    const bool by_threads = backend == BackendKind::threads;
+    std::vector<TuningRow> rows;
+    const auto add = [&](std::uint64_t block_bytes, unsigned in_flight, unsigned threads) {
+        if (in_flight * block_bytes <= file_bytes)
             rows.push_back(
-                {.in_flight = in_flight,
-                 .threads = backend == BackendKind::threads ? in_flight : usual.threads});
+                {.block_bytes = block_bytes, .in_flight = in_flight, .threads = threads});
+    };
+    if (by_threads)
+        add(usual.buffer_bytes, 8, usual.threads);
+    for (const unsigned in_flight : {4u, 8u, 16u, 32u})
+        add(usual.buffer_bytes, in_flight, by_threads ? in_flight : usual.threads);
+    for (const unsigned in_flight : {16u, 32u, 64u})
+        add(mib, in_flight, by_threads ? in_flight : usual.threads);
     return rows;
 }
 
@@ -130,14 +139,16 @@ void fill(const Scratch& scratch, std::uint64_t bytes) {
     std::generate(words, words + bytes / sizeof *words, random);
 }
 
-Result<void> prepare(Scratch& scratch, unsigned most_in_flight) {
+Result<void> prepare(Scratch& scratch, std::span<const TuningRow> rows) {
     scratch.file = open_unnamed(scratch.directory);
     const int flags = !scratch.file ? -1 : ::fcntl(scratch.file.get(), F_GETFL);
     if (flags < 0 || ::fcntl(scratch.file.get(), F_SETFL, flags | O_DIRECT) != 0)
         return std::unexpected(Error{.code = posix::last_error(),
                                      .operation = "create a scratch file in",
                                      .file = scratch.directory});
-    const std::uint64_t memory_bytes = most_in_flight * scratch.block_bytes;
+    std::uint64_t memory_bytes = 0;
+    for (const TuningRow& row : rows)
+        memory_bytes = std::max(memory_bytes, row.in_flight * row.block_bytes);
     auto memory = io::allocate_huge(memory_bytes);
     if (!memory)
         return std::unexpected(std::move(memory.error()));
@@ -173,10 +184,10 @@ struct Way {
 Result<void> sample(Way& way, const TuningRow& row, const Scratch& scratch) {
     if (auto allocated = allocate(scratch, *way.reactor); !allocated)
         return allocated;
-    auto write = Stream(*way.reactor, scratch, Opcode::write).run(row.in_flight);
+    auto write = Stream(*way.reactor, scratch, Opcode::write, row).run();
     if (!write)
         return std::unexpected(std::move(write.error()));
-    auto read = Stream(*way.reactor, scratch, Opcode::read).run(row.in_flight);
+    auto read = Stream(*way.reactor, scratch, Opcode::read, row).run();
     if (!read)
         return std::unexpected(std::move(read.error()));
     way.writes.push_back(*write);
@@ -213,23 +224,23 @@ Result<Tuning> measure(const std::string& directory, const MeasureOptions& optio
                                                 "cache does not depend on requests in flight"});
     Scratch scratch;
     scratch.directory = directory;
-    scratch.block_bytes = ReactorOptions{}.buffer_bytes;
-    scratch.bytes = options.file_bytes / scratch.block_bytes * scratch.block_bytes;
+    scratch.bytes = round_down(options.file_bytes, ReactorOptions{}.buffer_bytes);
     Tuning out{.file_system = file_system_name(directory),
                .backend = (*first)->info().backend,
                .measured = fmt::format("{:%FT%TZ}", fmt::gmtime(std::time(nullptr))),
-               .block_bytes = scratch.block_bytes,
                .file_bytes = scratch.bytes,
-               .rows = ways((*first)->info().backend, scratch.bytes / scratch.block_bytes),
+               .rows = ways((*first)->info().backend, scratch.bytes),
                .chosen = 0};
     std::vector<Way> all;
     for (const TuningRow& row : out.rows) {
-        auto reactor = Reactor::create({.backend = options.backend, .threads = row.threads});
+        ReactorOptions made = options_of(row);
+        made.backend = options.backend;
+        auto reactor = Reactor::create(made);
         if (!reactor)
             return std::unexpected(std::move(reactor.error()));
         all.push_back({.reactor = std::move(*reactor)});
     }
-    if (auto prepared = prepare(scratch, out.rows.back().in_flight); !prepared)
+    if (auto prepared = prepare(scratch, out.rows); !prepared)
         return std::unexpected(std::move(prepared.error()));
     // The first touch of new blocks is nobody's.
     if (auto done = sample(all.front(), out.rows.front(), scratch); !done)

@@ -51,6 +51,7 @@ py::dict to_dict(const ReactorInfo& info) {
     out["queue_depth"] = info.queue_depth;
     out["buffer_bytes"] = info.buffer_bytes;
     out["buffer_count"] = info.buffer_count;
+    out["transfer_bytes"] = info.transfer_bytes;
     out["huge_pages"] = info.huge_pages;
     out["origin"] = info.origin;
     return out;

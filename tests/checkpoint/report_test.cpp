@@ -73,6 +73,24 @@ TEST_F(Reports, OfASaveAddUp) {
     EXPECT_EQ(risen(before, "loaded_bytes_total"), 0);
 }
 
+// A cell goes in several requests where they are to be smaller; digests and bytes are the same.
+TEST_F(Reports, CountRequestsOfTheSizeThatWasAskedFor) {
+    const Model model{make_tensor("w", Dtype::u8, {64 << 10}, 1)};
+    const auto whole = save_model(model, {1, 0});
+    ASSERT_TRUE(whole) << whole.error().message();
+    reactor = make_simulated_reactor(
+        disk, {.buffer_bytes = 16 << 10, .buffer_count = 3, .transfer_bytes = 4 << 10});
+    const auto cut = save_model(model, {1, 0});
+    ASSERT_TRUE(cut) << cut.error().message();
+    EXPECT_EQ(cut->work.direct_bytes, whole->work.direct_bytes);
+    EXPECT_EQ(cut->work.cached_bytes, whole->work.cached_bytes);
+    EXPECT_EQ(cut->work.digests, whole->work.digests);
+    const std::uint64_t cached =
+        whole->work.requests - (whole->work.direct_bytes + (16 << 10) - 1) / (16 << 10);
+    EXPECT_EQ(cut->work.requests, cut->work.direct_bytes / (4 << 10) + cached);
+    EXPECT_EQ(differs(model), "");
+}
+
 TEST_F(Reports, CountWhatWasTriedAgain) {
     const auto before = samples();
     const auto whole = save_model(small_model(1), {1, 0});

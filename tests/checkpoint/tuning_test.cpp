@@ -13,15 +13,15 @@ namespace {
 class Tuned : public testing::Test {
   protected:
     // For the backend that a default reactor gets here.
-    std::string measure(unsigned in_flight) {
+    std::string measure(unsigned in_flight, std::uint64_t block_bytes = 4 << 20) {
         const BackendKind backend = value_or_throw(Reactor::create())->info().backend;
-        const Tuning tuning{.file_system = find_tuning(directory.path(), backend).file_system,
-                            .backend = backend,
-                            .measured = "2026-11-26T15:00:00Z",
-                            .block_bytes = ReactorOptions{}.buffer_bytes,
-                            .file_bytes = 32 << 20,
-                            .rows = {{.in_flight = in_flight, .threads = 3}},
-                            .chosen = 0};
+        const Tuning tuning{
+            .file_system = find_tuning(directory.path(), backend).file_system,
+            .backend = backend,
+            .measured = "2026-11-26T15:00:00Z",
+            .file_bytes = 32 << 20,
+            .rows = {{.block_bytes = block_bytes, .in_flight = in_flight, .threads = 3}},
+            .chosen = 0};
         value_or_throw(store_tuning(tuning));
         return "measured 2026-11-26T15:00:00Z on " + tuning.file_system;
     }
@@ -73,9 +73,10 @@ TEST_F(Tuned, RanksMayDiffer) {
     measure(5);
     HuggingFaceStorageWriter tuned(directory / "step-1");
     ASSERT_EQ(tuned.reactor()->info().buffer_count, 7u);
-    measure(1);
+    measure(3, 1 << 20);
     HuggingFaceStorageWriter narrow(directory / "step-1");
     ASSERT_EQ(narrow.reactor()->info().buffer_count, 1u);
+    ASSERT_EQ(narrow.reactor()->info().transfer_bytes, 1u << 20);
     const auto usual = std::shared_ptr<Reactor>(value_or_throw(Reactor::create()));
     const auto saved = test::save(model, {3, 0}, directory / "step-1", {},
                                   {tuned.reactor(), narrow.reactor(), usual});

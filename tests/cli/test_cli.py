@@ -45,6 +45,7 @@ class Usage(CommandTest):
             ["bench", ".", "--ranks", "0"], ["bench", ".", "--shard-dim", "-1"],
             ["bench", ".", "--size", "big"], ["bench", ".", "--repeat", "0"], ["bench", ".", "--depth", "0"],
             *[["bench", ".", "--block", size] for size in ["3MiB", "8MiB", "2KiB", "big"]],
+            *[["bench", ".", "--request", size] for size in ["1KiB", "big"]],
         ]
         for arguments in wrong:
             with self.subTest(arguments=arguments):
@@ -440,6 +441,9 @@ class Bench(CommandTest):
     def test_blocks_and_depth(self):
         report = self.check("--block", "64KiB", "--depth", "3")
         self.assertEqual((report["reactor"]["buffer_bytes"], report["reactor"]["buffer_count"]), (65536, 3))
+        self.assertEqual(report["reactor"]["transfer_bytes"], 65536)
+        report = self.check("--request", "64KiB")
+        self.assertEqual((report["reactor"]["buffer_bytes"], report["reactor"]["transfer_bytes"]), (4 << 20, 65536))
 
     def test_text(self):
         text = self.good("bench", self.directory, "--size", "1MB", "--repeat", "1", "--backend", "threads")

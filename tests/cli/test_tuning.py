@@ -40,7 +40,8 @@ class TuningTest(CommandTest):
         report = self.measured()
         tuning = report["tuning"]
         self.assertRegex(tuning["measured"], r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")
-        self.assertEqual((tuning["block_bytes"], tuning["file_bytes"]), (4 << 20, 32 << 20))
+        self.assertEqual(tuning["file_bytes"], 32 << 20)
+        self.assertEqual({row["block_bytes"] for row in tuning["rows"]}, {1 << 20, 4 << 20})
         self.assertEqual(tuning["backend"], report["reactor"]["backend"])
         self.assertLess(tuning["chosen"], len(tuning["rows"]))
         for row in tuning["rows"]:
@@ -55,6 +56,7 @@ class TuningTest(CommandTest):
         reactor = again["reactor"]
         self.assertEqual(reactor["origin"], f"measured {tuning['measured']} on {tuning['file_system']}")
         self.assertEqual(reactor["buffer_bytes"] * reactor["buffer_count"], chosen["buffer_memory"])
+        self.assertEqual(reactor["transfer_bytes"], chosen["block_bytes"])
         text = self.good("probe", self.target)
         self.assertIn(f"measured {tuning['measured']} on {tuning['file_system']}", text)
         self.assertEqual(text.count("chosen "), 1)

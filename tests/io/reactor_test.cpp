@@ -235,6 +235,7 @@ TEST(ReactorChoice, OptionsThatCannotWorkAreErrors) {
     EXPECT_TRUE(refused({.buffer_bytes = 0}).contains("buffer_bytes"));
     EXPECT_TRUE(refused({.buffer_bytes = 4097}).contains("4097"));
     EXPECT_TRUE(refused({.buffer_count = 0}).contains("buffer_count"));
+    EXPECT_TRUE(refused({.transfer_bytes = 4095}).contains("4095"));
 }
 
 std::size_t open_descriptors() {

@@ -17,10 +17,17 @@ namespace safering::test {
 namespace {
 
 TuningRow row(unsigned in_flight, double write_rate, double read_rate, unsigned threads = 2) {
-    return {.in_flight = in_flight,
+    return {.block_bytes = 4 << 20,
+            .in_flight = in_flight,
             .threads = threads,
             .write_rate = write_rate,
             .read_rate = read_rate};
+}
+
+TuningRow small_row(unsigned in_flight, double rate, unsigned threads = 2) {
+    TuningRow out = row(in_flight, rate, rate, threads);
+    out.block_bytes = 1 << 20;
+    return out;
 }
 
 unsigned chosen_in_flight(const std::vector<TuningRow>& rows) {
@@ -54,6 +61,15 @@ TEST(TuningChoice, TakesFewerThreadsForTheSameMemory) {
     EXPECT_EQ(usual[choose_row(usual)].threads, 2u);
 }
 
+TEST(TuningChoice, TakesSmallRequestsOnlyWhereTheyAreMuchBetter) {
+    EXPECT_EQ(chosen_in_flight({row(8, 95, 95), small_row(16, 100), small_row(32, 100)}), 8u);
+    EXPECT_EQ(chosen_in_flight({row(8, 50, 50), row(16, 99, 99), small_row(32, 100)}), 32u);
+    // The same memory: rather few requests than many.
+    EXPECT_EQ(chosen_in_flight({row(4, 50, 50), row(16, 99, 99), small_row(64, 100)}), 16u);
+    // As many bytes in flight as by default, and so as many buffers, are not the default.
+    EXPECT_EQ(chosen_in_flight({small_row(32, 98), row(8, 100, 100)}), 8u);
+}
+
 TEST(TuningChoice, OfNothingAndOfDeadDisks) {
     EXPECT_EQ(choose_row(std::vector{row(4, 1, 1)}), 0u);
     EXPECT_EQ(chosen_in_flight({row(4, 0, 0), row(8, 0, 0), row(16, 0, 0)}), 8u);
@@ -66,6 +82,9 @@ TEST(TuningChoice, GivesTheDefaultsForTheDefaultRow) {
     EXPECT_EQ(options.threads, usual.threads);
     EXPECT_EQ(options.queue_depth, usual.queue_depth);
     EXPECT_EQ(options_of(row(32, 1, 1)).buffer_count, 48u);
+    EXPECT_EQ(options_of(small_row(64, 1)).buffer_count, 24u);
+    EXPECT_EQ(options_of(small_row(64, 1)).transfer_bytes, std::size_t{1} << 20);
+    EXPECT_EQ(options_of(small_row(1, 1)).buffer_count, 1u);
     EXPECT_EQ(options_of(row(200, 1, 1)).queue_depth, 200u);
     // Ranks may differ in what they choose, but every one must hold a cell of a plan.
     EXPECT_EQ(options_of(row(1, 1, 1)).buffer_bytes, usual.buffer_bytes);
@@ -101,7 +120,6 @@ class TuningCache : public testing::Test {
         return {.file_system = file_system_name(directory.path()),
                 .backend = BackendKind::threads,
                 .measured = measured,
-                .block_bytes = ReactorOptions{}.buffer_bytes,
                 .file_bytes = 32 << 20,
                 .rows = {row(8, 1.5e9, 2.25e9), row(16, 3e9, 3e9)},
                 .chosen = 1};
@@ -148,6 +166,7 @@ TEST_F(TuningCache, IsLookedUpForAReactor) {
     const auto tuned =
         value_or_throw(create_tuned_reactor(directory.path(), BackendChoice::threads));
     EXPECT_EQ(tuned->info().buffer_count, 24u);
+    EXPECT_EQ(tuned->info().transfer_bytes, std::size_t{4} << 20);
     EXPECT_EQ(tuned->info().origin, "measured 2026-11-26T15:00:00Z on " + tuning().file_system);
     replace("{}");
     const auto usual =
@@ -185,12 +204,14 @@ TEST_F(TuningCache, RefusesWhatIsDamaged) {
 TEST_F(TuningCache, RefusesWhatWasNotMeasuredHere) {
     const std::string good = stored_text();
     for (const auto& [from, to] : std::vector<std::pair<std::string, std::string>>{
-             {"\"safering_tuning\": 1", "\"safering_tuning\": 2"},
+             {"\"safering_tuning\": 2", "\"safering_tuning\": 1"},
              {tuning().file_system, "ext4 /dev/other / on elsewhere"},
              {"\"threads\",", "\"io_uring\","},
              {"2026-11-26T15:00:00Z", "\\u001b[31m"},
              {"2026-11-26T15:00:00Z", ""},
              {"\"block_bytes\": 4194304", "\"block_bytes\": 8388608"},
+             {"\"block_bytes\": 4194304", "\"block_bytes\": 0"},
+             {"\"block_bytes\": 4194304", "\"block_bytes\": 4194303"},
              {"\"in_flight\": 16", "\"in_flight\": 0"},
              {"\"in_flight\": 16", "\"in_flight\": 1000000"},
              {"\"in_flight\": 16", "\"in_flight\": -8"},
@@ -284,9 +305,10 @@ TEST_P(Measuring, MeasuresEveryWayAndLeavesNothing) {
     for (const TuningRow& each : measured->rows) {
         EXPECT_GT(each.write_rate, 0);
         EXPECT_GT(each.read_rate, 0);
-        EXPECT_LE(each.in_flight, 8u) << "more than the file holds";
+        EXPECT_LE(each.in_flight * each.block_bytes, 32u << 20) << "more than the file holds";
         has_default |= options_of(each).buffer_count == ReactorOptions{}.buffer_count &&
-                       each.threads == ReactorOptions{}.threads;
+                       each.threads == ReactorOptions{}.threads &&
+                       each.block_bytes == ReactorOptions{}.buffer_bytes;
     }
     EXPECT_TRUE(has_default);
     EXPECT_TRUE(std::filesystem::is_empty(directory.path()));

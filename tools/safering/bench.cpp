@@ -31,6 +31,7 @@ struct Arguments {
     std::uint64_t tensor_bytes = 0;
     std::uint64_t row_bytes = 0;
     std::uint64_t block_bytes = ReactorOptions{}.buffer_bytes;
+    std::uint64_t transfer_bytes = 0;
     unsigned depth = ReactorOptions{}.buffer_count;
     unsigned repeat = 5;
 };
@@ -136,7 +137,8 @@ BenchReport bench(const Arguments& arguments, BackendChoice backend) {
     const std::uint64_t baseline = resident_bytes();
     ranks.start({.backend = backend,
                  .buffer_bytes = arguments.block_bytes,
-                 .buffer_count = arguments.depth});
+                 .buffer_count = arguments.depth,
+                 .transfer_bytes = arguments.transfer_bytes});
 
     Progress progress("bench");
     const auto show = progress.callback();
@@ -275,8 +277,11 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action) {
                      "Equal tensors of this size instead of a made-up Llama");
     add_bytes_option(*command, "--row", arguments->row_bytes,
                      "Equal tensors with rows of this size, which --shard-dim 1 cuts (128B)");
-    add_bytes_option(*command, "--block", arguments->block_bytes,
-                     "Size of a request and of a buffer, at most 4MiB (4MiB)");
+    add_bytes_option(
+        *command, "--block", arguments->block_bytes,
+        "Size of a buffer, and of a request where --request is none, at most 4MiB (4MiB)");
+    add_bytes_option(*command, "--request", arguments->transfer_bytes,
+                     "Size of a request: a buffer goes in several");
     command
         ->add_option("--depth", arguments->depth,
                      fmt::format("Buffers of each rank: requests in flight that copy ({})",
@@ -293,6 +298,8 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action) {
         if (!std::has_single_bit(arguments->block_bytes) || arguments->block_bytes < 4096 ||
             arguments->block_bytes > ReactorOptions{}.buffer_bytes)
             throw CLI::ValidationError("--block", "a power of two from 4KiB to 4MiB is needed");
+        if (arguments->transfer_bytes % 4096 != 0)
+            throw CLI::ValidationError("--request", "a multiple of 4KiB is needed");
         action = [&common, arguments] {
             const BenchReport report = bench(*arguments, common.backend);
             if (common.json)

@@ -96,13 +96,10 @@ Json to_json(const Error& error) {
 
 Json to_json(const ReactorInfo& info) {
     return {
-        {"backend", name(info.backend)},
-        {"reason", info.reason},
-        {"queue_depth", info.queue_depth},
-        {"buffer_bytes", info.buffer_bytes},
-        {"buffer_count", info.buffer_count},
-        {"huge_pages", info.huge_pages},
-        {"origin", info.origin},
+        {"backend", name(info.backend)},     {"reason", info.reason},
+        {"queue_depth", info.queue_depth},   {"buffer_bytes", info.buffer_bytes},
+        {"buffer_count", info.buffer_count}, {"transfer_bytes", info.transfer_bytes},
+        {"huge_pages", info.huge_pages},     {"origin", info.origin},
     };
 }
 

@@ -48,10 +48,10 @@ void print_tuning(const FoundTuning& found, const ReactorInfo& reactor) {
         return;
     }
     const Tuning& tuning = *found.tuning;
-    fmt::print("tuning       measured {} on {}, {} at a time, in a file of {}\n", tuning.measured,
-               tuning.file_system, format_bytes(tuning.block_bytes),
-               format_bytes(tuning.file_bytes));
+    fmt::print("tuning       measured {} on {}, in a file of {}\n", tuning.measured,
+               tuning.file_system, format_bytes(tuning.file_bytes));
     Table table({{.heading = ""},
+                 {.heading = "request", .align = Table::Align::right},
                  {.heading = "in flight", .align = Table::Align::right},
                  {.heading = "threads", .align = Table::Align::right},
                  {.heading = "buffers", .align = Table::Align::right},
@@ -60,8 +60,9 @@ void print_tuning(const FoundTuning& found, const ReactorInfo& reactor) {
     for (std::size_t i = 0; i < tuning.rows.size(); ++i) {
         const TuningRow& row = tuning.rows[i];
         table.add({i == tuning.chosen ? "      chosen" : "            ",
-                   std::to_string(row.in_flight), std::to_string(row.threads),
-                   format_bytes(memory_of(row)), fmt::format("{:.2f}", in_gib(row.write_rate)),
+                   format_bytes(row.block_bytes), std::to_string(row.in_flight),
+                   std::to_string(row.threads), format_bytes(memory_of(row)),
+                   fmt::format("{:.2f}", in_gib(row.write_rate)),
                    fmt::format("{:.2f}", in_gib(row.read_rate))});
     }
     fmt::print("{}", table.text(standard_output()));
@@ -73,18 +74,15 @@ Json tuning_to_json(const FoundTuning& found) {
     const Tuning& tuning = *found.tuning;
     Json rows = Json::array();
     for (const TuningRow& row : tuning.rows)
-        rows.push_back({{"in_flight", row.in_flight},
+        rows.push_back({{"block_bytes", row.block_bytes},
+                        {"in_flight", row.in_flight},
                         {"threads", row.threads},
                         {"buffer_memory", memory_of(row)},
                         {"write_gib_per_second", in_gib(row.write_rate)},
                         {"read_gib_per_second", in_gib(row.read_rate)}});
-    return {{"file_system", tuning.file_system},
-            {"backend", name(tuning.backend)},
-            {"measured", tuning.measured},
-            {"block_bytes", tuning.block_bytes},
-            {"file_bytes", tuning.file_bytes},
-            {"chosen", tuning.chosen},
-            {"rows", std::move(rows)}};
+    return {{"file_system", tuning.file_system}, {"backend", name(tuning.backend)},
+            {"measured", tuning.measured},       {"file_bytes", tuning.file_bytes},
+            {"chosen", tuning.chosen},           {"rows", std::move(rows)}};
 }
 
 void print_text(const std::string& directory, const Machine& report, const FoundTuning& found) {
@@ -158,9 +156,9 @@ void add_probe(CLI::App& app, CommonOptions& common, Action& action) {
     add_path(*command, "DIR", arguments->directory,
              "Directory that checkpoints would be saved in (.)")
         ->required(false);
-    auto* measure = command->add_flag(
-        "--measure", arguments->measure,
-        "Find out with a scratch file how many requests in flight are best here, and keep that");
+    auto* measure = command->add_flag("--measure", arguments->measure,
+                                      "Find out with a scratch file how large requests are best "
+                                      "here and how many in flight, and keep that");
     add_bytes_option(
         *command, "--size", arguments->options.file_bytes,
         "Size of the scratch file; more than a server's memory to see its disks (256MiB)")

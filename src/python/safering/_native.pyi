@@ -28,7 +28,7 @@ class Reactor:
         """As the file system of `path` was measured; `origin` is "defaults" where it was not."""
 
     def info(self) -> dict[str, Any]:
-        """backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages, origin."""
+        """backend, reason, queue_depth, buffer_bytes, buffer_count, transfer_bytes, huge_pages, origin."""
 
     def endpoint(self) -> str:
         """Where other ranks of this host reach this one; empty where the host grants no socket for it."""

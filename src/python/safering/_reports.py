@@ -139,8 +139,8 @@ class SaveReport(_Fields):
         summary: what that comes to, with the slowest ranks; None where there are no `ranks`.
         text: what `print(report)` shows.
         file_system: its type.
-        backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages: of this process's reactor.
-        origin: where queue_depth and buffers came from: "defaults", a measurement, or "" where they were given.
+        backend, reason, queue_depth, buffer_bytes, buffer_count, transfer_bytes, huge_pages: of this process's reactor.
+        origin: where these numbers came from: "defaults", a measurement, or "" where they were given.
         notes: what did not go the fast way, and why.
     """
 
@@ -164,6 +164,7 @@ class SaveReport(_Fields):
     queue_depth: int
     buffer_bytes: int
     buffer_count: int
+    transfer_bytes: int
     huge_pages: bool
     origin: str
 
@@ -191,7 +192,8 @@ class LoadReport(_Fields):
         tensor_bytes: that were asked for.
         read_bytes, verified_bytes: from the files, and those of them that a digest covered.
         process_memory_bytes, shared_memory_bytes: taken from other ranks of this host, which read and checked them.
-        work, notes, backend, reason, queue_depth, buffer_bytes, buffer_count, huge_pages, origin: as of a save.
+        work, notes, backend, reason, queue_depth, buffer_bytes, buffer_count, transfer_bytes, huge_pages,
+            origin: as of a save.
     """
 
     tensor_bytes: int
@@ -206,6 +208,7 @@ class LoadReport(_Fields):
     queue_depth: int
     buffer_bytes: int
     buffer_count: int
+    transfer_bytes: int
     huge_pages: bool
     origin: str
 
@@ -218,5 +221,5 @@ class LoadReport(_Fields):
             elif key == "notes":
                 sums[key] = list(dict.fromkeys([*sums.get(key, []), *value]))
             else:
-                is_sum = key.endswith("_bytes") and key != "buffer_bytes"
+                is_sum = key.endswith("_bytes") and key not in ("buffer_bytes", "transfer_bytes")
                 sums[key] = sums.get(key, 0) + value if is_sum else value
