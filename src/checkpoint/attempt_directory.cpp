@@ -21,10 +21,6 @@ namespace safering::checkpoint {
 
 namespace {
 
-bool is_absent(const Error& error) {
-    return error.code == std::errc::no_such_file_or_directory;
-}
-
 // Files under way at a time: bounds descriptors, and is plenty to keep a journal busy.
 constexpr std::size_t files_at_once = 64;
 

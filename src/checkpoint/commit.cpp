@@ -328,7 +328,7 @@ Result<FoundSwitch> find_switch(Reactor& reactor, const std::string& directory) 
     FoundSwitch found;
     const std::string path = join(directory, std::string(redo_name));
     auto listed = perform(reactor, {.op = Opcode::list, .path = path});
-    if (!listed && listed.error().code == std::errc::no_such_file_or_directory)
+    if (!listed && is_absent(listed.error()))
         return found;
     const bool is_other = !listed && listed.error().code == std::errc::not_a_directory;
     if (!listed && !is_other)
@@ -353,7 +353,7 @@ Result<FoundSwitch> find_switch(Reactor& reactor, const std::string& directory) 
                 not_a_switch(join(path, entry.name), "it is no directory of a switch"));
         const std::string file = redo_path(directory, entry.name);
         auto text = read_small_file(reactor, file, OpenMode::read_strict, record_limit_bytes);
-        if (!text && text.error().code == std::errc::no_such_file_or_directory) {
+        if (!text && is_absent(text.error())) {
             found.ended.push_back(entry.name);
             continue;
         }
@@ -409,7 +409,7 @@ Result<bool> has_manifest_of(Reactor& reactor, const TargetPath& target,
                              const std::string& attempt) {
     const std::string path = join(target.path, std::string(manifest_name));
     auto text = read_small_file(reactor, path, OpenMode::read_strict, record_limit_bytes);
-    if (!text && text.error().code == std::errc::no_such_file_or_directory)
+    if (!text && is_absent(text.error()))
         return false;
     if (!text)
         return std::unexpected(std::move(text.error()));

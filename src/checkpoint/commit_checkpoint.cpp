@@ -16,7 +16,7 @@ namespace {
 
 Result<bool> is_directory(Reactor& reactor, const std::string& path) {
     auto status = perform(reactor, {.op = Opcode::stat, .path = path});
-    if (!status && status.error().code == std::errc::no_such_file_or_directory)
+    if (!status && is_absent(status.error()))
         return false;
     if (!status)
         return std::unexpected(std::move(status.error()));
@@ -101,7 +101,7 @@ Result<void> commit_into(Reactor& reactor, CommitInput& input, CommitOutcome& ou
                 committed.error().detail +=
                     "; another save is committing to this target at the same moment: save again";
             else if (committed.error().code == std::errc::file_exists ||
-                     committed.error().code == std::errc::no_such_file_or_directory ||
+                     is_absent(committed.error()) ||
                      committed.error().code == std::errc::not_a_directory)
                 committed.error().detail += "; a later save of this target, or a recovery, has "
                                             "taken this attempt away: save again";

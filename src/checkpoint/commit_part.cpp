@@ -8,7 +8,7 @@ namespace safering::checkpoint {
 Result<void> check_part_target(Reactor& reactor, const TargetPath& target) {
     const std::string manifest = join(target.path, std::string(manifest_name));
     auto status = perform(reactor, {.op = Opcode::stat, .path = manifest});
-    if (!status && status.error().code == std::errc::no_such_file_or_directory)
+    if (!status && is_absent(status.error()))
         return {};
     if (!status)
         return std::unexpected(std::move(status.error()));

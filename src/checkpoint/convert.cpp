@@ -226,7 +226,7 @@ Result<void> Conversion::check_source_unchanged() {
     const std::string path = join(from_.path, std::string(manifest_name));
     std::string found;
     auto text = read_small_file(*reactor_, path, OpenMode::read, record_limit_bytes);
-    if (!text && text.error().code != std::errc::no_such_file_or_directory)
+    if (!text && !is_absent(text.error()))
         return std::unexpected(std::move(text.error()));
     if (text) {
         auto manifest = parse_manifest(*text, path);

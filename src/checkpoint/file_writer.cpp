@@ -259,7 +259,7 @@ Result<void> FileWriter::abandon() {
     file_ = {};
     exists_ = false;
     const auto unlinked = perform(*reactor_, {.op = Opcode::unlink, .path = part_});
-    if (!unlinked && unlinked.error().code != std::errc::no_such_file_or_directory)
+    if (!unlinked && !is_absent(unlinked.error()))
         return std::unexpected(unlinked.error());
     return {};
 }
@@ -274,7 +274,7 @@ std::vector<std::string> FileWriter::remove_older_parts() {
             continue;
         const auto unlinked =
             perform(*reactor_, {.op = Opcode::unlink, .path = join(target_.parent, entry.name)});
-        if (!unlinked && unlinked.error().code != std::errc::no_such_file_or_directory)
+        if (!unlinked && !is_absent(unlinked.error()))
             notes.push_back(unlinked.error().message());
     }
     return notes;

@@ -13,10 +13,6 @@ namespace safering::checkpoint {
 namespace {
 
 // Not found, whatever else an Error may say.
-bool is_absent(const Error& error) {
-    return error.code == std::errc::no_such_file_or_directory;
-}
-
 class Listing {
   public:
     Listing(Reactor& reactor, const std::string& path, bool strict, std::vector<Error>* findings)

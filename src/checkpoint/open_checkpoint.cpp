@@ -318,8 +318,7 @@ class Opening {
 // Names from before a switch, and a manifest or files from after it: further looks tell that from damage.
 bool may_be_a_switch(const Error& error) {
     return error.code == Errc::checkpoint_file_missing || error.code == Errc::checkpoint_conflict ||
-           error.code == Errc::checkpoint_digest_mismatch ||
-           error.code == std::errc::no_such_file_or_directory;
+           error.code == Errc::checkpoint_digest_mismatch || is_absent(error);
 }
 
 } // namespace

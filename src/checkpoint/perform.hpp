@@ -15,6 +15,11 @@ Result<Completion> perform(Reactor& reactor, Request request);
 /// All end before the first failure is reported.
 Result<std::vector<Completion>> perform_all(Reactor& reactor, std::vector<Request> requests);
 
+/// There is nothing under that name.
+inline bool is_absent(const Error& error) {
+    return error.code == std::errc::no_such_file_or_directory;
+}
+
 /// What a file system does not grant, and a trace that cannot be written, in words for a report.
 std::vector<std::string> environment_notes(const FileSystemInfo& info);
 

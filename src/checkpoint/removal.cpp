@@ -13,10 +13,6 @@ namespace safering::checkpoint {
 
 namespace {
 
-bool is_absent(const Error& error) {
-    return error.code == std::errc::no_such_file_or_directory;
-}
-
 // Somebody else who removes the same at the same time has done it.
 Result<void> perform_or_gone(Reactor& reactor, Request request) {
     const auto done = perform(reactor, std::move(request));

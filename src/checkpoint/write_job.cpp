@@ -178,7 +178,7 @@ void WriteJob::open_files() {
     const auto explain = [this](Error& error) {
         if (error.code == std::errc::too_many_files_open)
             error.detail = too_many_files_hint;
-        if (error.code == std::errc::no_such_file_or_directory)
+        if (is_absent(error))
             error =
                 Error{.code = Errc::checkpoint_not_visible,
                       .operation = "write data",
