@@ -7,6 +7,7 @@ Needs torch, safetensors and the installed package safering. Every round runs fi
 fresh processes; the first round is dropped, the rest give medians. Durable is compared with durable: what upstream
 leaves unsynced is synced within its time. Cold is compared with cold: files leave the page cache before a load.
 Of many small tensors there are two lines: the writer and reader alone, and safering.torch.save() and load() besides.
+"written" leaves planning out, as safering's report tells it: the first transfer to the last sync, and the commit.
 Memory is touched and freed before each timed part, for fresh pages are the machine's business; ranks begin and
 end together, so wall time is that of the slowest; CPU is the sum of the ranks, extra memory that of the largest.
 """
@@ -188,19 +189,27 @@ def run_rank(job):
     durable = lambda: job["side"] != "upstream" or job["rank"] != 0 or for_each_file(path, os.fsync)
 
     def save(target=path):
-        save_all(state, storage_writer=writer(path=target, **options.get("writer", {})))
+        made = writer(path=target, **options.get("writer", {}))
+        save_all(state, storage_writer=made)
+        return made
 
     if what == "save":
         # What a process pays once (imports, rings, buffers) is paid before.
         tiny = {"x": torch.zeros(8)}
         save_all(tiny, storage_writer=writer(path=f"{path}-warm-up"))
 
+        saved = None
+
         def work():
-            save()
+            nonlocal saved
+            saved = save()
             barrier()
             durable()
 
         result = measured(work, size)
+        if job["side"] != "upstream":
+            result["written"] = saved.work.transfer_seconds + saved.work.flush_seconds
+            result["commit"] = saved.report.commit_seconds if job["rank"] == 0 else 0
     elif what == "load":
         if job["rank"] == 0:
             dcp.save(make_state(options | {"dim": None}, job["size"], fill=True), storage_writer=writer(path=path), no_dist=True)
@@ -243,12 +252,15 @@ def run_case(scratch, case, side, size):
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if what == "train":
         return results[0]
-    return {
+    out = {
         "bytes": sum(result["bytes"] for result in results),
         "seconds": max(result["seconds"] for result in results),
         "cpu": sum(result["cpu"] for result in results),
         "extra": max(result["extra"] for result in results),
     }
+    if "written" in results[0]:
+        out["written"] = max(result["written"] for result in results) + results[0]["commit"]
+    return out
 
 
 def median(samples, key):
@@ -257,8 +269,12 @@ def median(samples, key):
 
 def print_results(results, disk):
     gib = 1 << 30
-    print(f"\n{'':<30}{'upstream':>25}{'safering':>28}{'':>9}")
-    print(f"{'':<30}{'s':>7}{'CPU s':>8}{'extra':>10}{'s':>10}{'CPU s':>8}{'extra':>10}{'faster':>9}{'x fio':>7}")
+    print(f"\n{'':<30}{'upstream':>25}{'safering':>28}{'':>16}{'written':>15}")
+    print(f"{'':<30}{'s':>7}{'CPU s':>8}{'extra':>10}{'s':>10}{'CPU s':>8}{'extra':>10}{'faster':>9}{'x fio':>7}{'s':>8}{'x fio':>7}")
+
+    def share(samples, key, fio):
+        return statistics.median(own["bytes"] / own[key] / (disk["bytes"] / disk["seconds"]) for own, disk in zip(samples, fio))
+
     for case, sides in results.items():
         what = CASES[case][0]
         if what == "train":
@@ -266,13 +282,13 @@ def print_results(results, disk):
         s0, c0, e0 = (median(sides["upstream"], key) for key in ("seconds", "cpu", "extra"))
         for side in [side for side in sides if side != "upstream"]:
             s1, c1, e1 = (median(sides[side], key) for key in ("seconds", "cpu", "extra"))
-            roof = statistics.median(
-                own["bytes"] / own["seconds"] / (fio["bytes"] / fio["seconds"])
-                for own, fio in zip(sides[side], disk[0 if what == "save" else 1])
-            )
+            fio = disk[0 if what == "save" else 1]
+            written = ""
+            if what == "save":
+                written = f"{median(sides[side], 'written'):>8.2f}{share(sides[side], 'written', fio):>7.2f}"
             label = case if side == "safering" else "  with save() and load()"
             print(f"{label:<30}{s0:>7.2f}{c0:>8.2f}{e0 / gib:>6.2f} GiB{s1:>10.2f}{c1:>8.2f}{e1 / gib:>6.2f} GiB"
-                  f"{s0 / s1:>8.1f}x{roof:>7.2f}")
+                  f"{s0 / s1:>8.1f}x{share(sides[side], 'seconds', fio):>7.2f}{written}")
     if "train, async save" in results:
         print("\ntraining during async_save (8 s from its call): steps a second against idle; longest pause; training lost")
         for side, samples in results["train, async save"].items():
