@@ -71,7 +71,8 @@ struct VerifyOptions {
 };
 
 /// Checks manifest, index, headers, sizes, coverage, and every digest; goes on after a finding. The Error
-/// of the Result is for what keeps it from looking at all (no such path, no permission).
+/// of the Result is for what keeps it from looking (no such path; or no permission, memory or descriptor is all that
+/// was found, which says nothing of the checkpoint).
 SAFERING_API Result<VerifyReport> verify_checkpoint(const std::string& path, Reactor& reactor,
                                                     const VerifyOptions& options = {});
 

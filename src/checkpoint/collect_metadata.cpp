@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <deque>
 #include <numeric>
+#include <set>
 #include <tuple>
 
 #include <fmt/format.h>
@@ -62,7 +63,8 @@ class Collecting {
   public:
     Collecting(const std::vector<StoredFile>& files, const FileList& list,
                std::vector<Error>* findings, ShardingInfo sharding_info)
-        : files_(files), list_(list), findings_(findings), sharding_info_(sharding_info) {}
+        : files_(files), list_(list), findings_(findings), sharding_info_(sharding_info),
+          incomplete_(list.missing || files.size() < list.files.size()) {}
 
     Result<Metadata> run() {
         for (std::uint32_t f = 0; f < files_.size(); ++f) {
@@ -204,6 +206,8 @@ class Collecting {
             drop_replicas(tensor);
             tiled = check_tiling(fqn, tensor.size, tensor.chunks);
         }
+        if (!tiled && tiled.error().code == Errc::plan_hole && incomplete_)
+            return {}; // the file that is missed has been reported
         if (!tiled)
             return fault(tiled.error().code == Errc::plan_hole ? Errc::checkpoint_incomplete
                                                                : Errc::checkpoint_conflict,
@@ -232,22 +236,30 @@ class Collecting {
         tensor = std::move(kept);
     }
 
+    // What a file that is missed would hold is not reported once more for each of its tensors.
     Result<void> check_lists() const {
-        const auto missing = [&](std::string_view fqn, std::string_view list) {
-            return report(findings_,
-                          {.code = Errc::checkpoint_tensor_missing,
-                           .operation = "open checkpoint",
-                           .tensor = std::string(fqn),
-                           .detail = fmt::format("{} lists it, no file holds it", list)});
+        const auto missing = [&](std::string_view fqn, std::string detail) {
+            return report(findings_, {.code = Errc::checkpoint_tensor_missing,
+                                      .operation = "open checkpoint",
+                                      .tensor = std::string(fqn),
+                                      .detail = std::move(detail)});
         };
+        std::set<std::string_view> here;
+        for (const StoredFile& file : files_)
+            here.insert(file.name);
         for (const auto& [fqn, file] : list_.weight_map)
-            if (!out_.tensors.contains(fqn))
-                if (auto reported = missing(fqn, index_name); !reported)
+            if (!out_.tensors.contains(fqn) && here.contains(file))
+                if (auto reported =
+                        missing(fqn, fmt::format("{} says that {} holds it, which does not",
+                                                 index_name, escaped(file)));
+                    !reported)
                     return reported;
-        if (list_.manifest)
+        if (list_.manifest && !incomplete_)
             for (const auto& [fqn, tensor] : list_.manifest->tensors)
                 if (!out_.tensors.contains(fqn))
-                    if (auto reported = missing(fqn, manifest_name); !reported)
+                    if (auto reported = missing(
+                            fqn, fmt::format("{} lists it, no file holds it", manifest_name));
+                        !reported)
                         return reported;
         return {};
     }
@@ -258,6 +270,7 @@ class Collecting {
     std::deque<std::optional<SavedOffsets>> infos_; // of files in their order; chunks point into it
     std::vector<Chunk> chunks_;
     ShardingInfo sharding_info_;
+    const bool incomplete_;
     Metadata out_;
 };
 

@@ -91,6 +91,7 @@ class Listing {
             list_.files.emplace_back(name, path_of(name));
             return {};
         }
+        list_.missing = true;
         return report(findings_, {.code = Errc::checkpoint_file_missing,
                                   .operation = "open checkpoint",
                                   .file = path_of(name),

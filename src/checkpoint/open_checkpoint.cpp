@@ -69,6 +69,8 @@ class Opening {
     Result<StoredCheckpoint> run(const std::string& path, const FileList* list) {
         out_.path = path;
         out_.source = list->source;
+        for (const auto& file : list->files)
+            out_.listed.insert(file.first);
         out_.notes = list->notes;
         if (list->manifest) {
             out_.attempt = list->manifest->attempt;
@@ -127,9 +129,9 @@ class Opening {
         return read_heads(std::move(files));
     }
 
-    static Error open_error(const Request& request, const Completion& completion) {
+    Error open_error(const Request& request, const Completion& completion) const {
         Error error = to_error(request, completion);
-        if (completion.error == std::errc::too_many_symbolic_link_levels)
+        if (strict_ && completion.error == std::errc::too_many_symbolic_link_levels)
             error.detail = "it is a symbolic link, which strict reading refuses";
         if (completion.error == std::errc::too_many_files_open)
             error.detail = too_many_files_hint;

@@ -65,6 +65,8 @@ Result<std::vector<OpenFile>> open_all(Reactor& reactor, std::vector<Request> re
             files.emplace_back(reactor, completions[i]);
         else if (!error)
             error = to_error(requests[i], completions[i]);
+    if (error && error->code == std::errc::too_many_files_open)
+        error->detail = too_many_files_hint;
     if (error)
         return std::unexpected(std::move(*error));
     return files;

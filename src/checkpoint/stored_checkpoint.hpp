@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -39,6 +40,8 @@ struct StoredCheckpoint {
     /// Of the manifest; 0 without one.
     std::uint64_t chunk_bytes = 0;
     std::vector<StoredFile> files;
+    /// Names of all that belong to it, opened or not.
+    std::set<std::string> listed;
     Metadata metadata;
     std::vector<std::string> notes;
 };
@@ -53,6 +56,8 @@ Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& pa
 struct FileList {
     CheckpointSource source = CheckpointSource::directory;
     std::vector<std::pair<std::string, std::string>> files;
+    /// Whether the list had others, that are not there.
+    bool missing = false;
     std::optional<Manifest> manifest;
     std::uint64_t manifest_digest = 0;
     /// Of a switch that could not be finished and is read through; else empty.

@@ -1,7 +1,6 @@
 #include <safering/checkpoint.hpp>
 
 #include <algorithm>
-#include <set>
 
 #include <fmt/format.h>
 
@@ -21,27 +20,38 @@ bool is_fatal(const Error& error) {
            error.code.category() == std::system_category();
 }
 
+// What this process lacks says nothing about the checkpoint.
+bool is_obstacle(const Error& error) {
+    for (const std::errc lack :
+         {std::errc::permission_denied, std::errc::operation_not_permitted,
+          std::errc::not_enough_memory, std::errc::too_many_files_open,
+          std::errc::too_many_files_open_in_system, std::errc::resource_unavailable_try_again,
+          std::errc::operation_canceled})
+        if (error.code == lack)
+            return true;
+    return false;
+}
+
 std::vector<std::string> unchecked(Reactor& reactor, const StoredCheckpoint& checkpoint) {
     std::vector<std::string> out;
+    const bool is_file = checkpoint.source == CheckpointSource::single_file;
+    const auto listed = is_file ? Result<Completion>()
+                                : perform(reactor, {.op = Opcode::list, .path = checkpoint.path});
+    const std::vector<DirectoryEntry> entries =
+        listed ? listed->entries : std::vector<DirectoryEntry>();
+    const auto without = [&](std::string_view name, std::string_view consequence) {
+        const bool there = std::ranges::find(entries, name, &DirectoryEntry::name) != entries.end();
+        out.push_back(fmt::format("{} {}, so {}", name, there ? "cannot be used" : "is not there",
+                                  consequence));
+    };
     if (checkpoint.source != CheckpointSource::manifest)
-        out.push_back(
-            fmt::format("there is no {}, so changed tensor bytes cannot be told from saved ones",
-                        manifest_name));
+        without(manifest_name, "changed tensor bytes cannot be told from saved ones");
     else if (!checkpoint.digests)
         out.push_back("it was saved without digests, so changed tensor bytes cannot be told");
     if (checkpoint.source == CheckpointSource::directory)
-        out.push_back(
-            fmt::format("there is no {} either, so a missing file may go unnoticed", index_name));
-    if (checkpoint.source == CheckpointSource::single_file)
-        return out;
-    std::set<std::string_view> own;
-    for (const StoredFile& file : checkpoint.files)
-        own.insert(file.name);
-    const auto listed = perform(reactor, {.op = Opcode::list, .path = checkpoint.path});
-    if (!listed)
-        return out;
-    for (const DirectoryEntry& entry : listed->entries)
-        if (is_safe_file_name(entry.name) && !own.contains(entry.name))
+        without(index_name, "a missing file may go unnoticed");
+    for (const DirectoryEntry& entry : entries)
+        if (is_safe_file_name(entry.name) && !checkpoint.listed.contains(entry.name))
             out.push_back(fmt::format("{} is not part of this checkpoint", escaped(entry.name)));
     return out;
 }
@@ -53,7 +63,7 @@ Result<VerifyReport> verify_checkpoint(const std::string& path, Reactor& reactor
     VerifyReport report;
     auto opened = open_checkpoint(reactor, path, options.strict, &report.findings);
     if (!opened) {
-        if (is_fatal(opened.error()) && report.findings.empty())
+        if (is_fatal(opened.error()) && std::ranges::all_of(report.findings, is_obstacle))
             return std::unexpected(std::move(opened.error()));
         report.findings.push_back(std::move(opened.error()));
         return report;
@@ -84,6 +94,8 @@ Result<VerifyReport> verify_checkpoint(const std::string& path, Reactor& reactor
             report.findings.push_back(std::move(scanned.error()));
         before += opened->files[f].file_bytes() - opened->files[f].header.data_begin;
     }
+    if (!report.findings.empty() && std::ranges::all_of(report.findings, is_obstacle))
+        return std::unexpected(std::move(report.findings.front()));
     return report;
 }
 

@@ -10,6 +10,7 @@
 #include "../io/answering_backend.hpp"
 #include "../io/backends.hpp"
 #include "../safetensors/entries.hpp"
+#include "checkpoint/attempt.hpp"
 #include "checkpoint/index.hpp"
 #include "disk_fixture.hpp"
 #include "io/threads_backend.hpp"
@@ -97,6 +98,57 @@ TEST_F(Reader, GoesByTheIndexWhereThereIsOne) {
     map["ghost"] = "gone.safetensors";
     write("model.safetensors.index.json", checkpoint::index_text(map, 0));
     EXPECT_EQ(load_error().code, Errc::checkpoint_file_missing);
+}
+
+TEST_F(Reader, VerifyTellsWhatTheProcessLacksFromDamage) {
+    ASSERT_TRUE(save_model(small_model(5), {2, 0}, {.layout = FileLayout::sharded}));
+    for (const int lacking : {EACCES, EPERM, EMFILE, ENOMEM})
+        for (const Opcode op : {Opcode::open, Opcode::read}) {
+            disk->inject({.op = op,
+                          .path_contains = "shard-00001",
+                          .times = Fault::for_ever,
+                          .error = lacking});
+            const auto verified = verify_checkpoint(path, *reactor);
+            disk->clear_faults();
+            ASSERT_FALSE(verified) << lacking;
+            EXPECT_EQ(verified.error().code, std::error_code(lacking, std::system_category()));
+        }
+    disk->inject({.op = Opcode::read, .path_contains = "shard-00001", .times = Fault::for_ever});
+    EXPECT_FALSE(findings().empty()) << "a disk that cannot read is damage";
+}
+
+TEST_F(Reader, VerifySaysEachFaultOnceAndNothingThatIsNot) {
+    const Model model = small_model(5);
+    ASSERT_TRUE(save_model(model, {2, 0}, {.layout = FileLayout::sharded}));
+    const std::string shard = path + "/shard-00001-model-00001-of-00001.safetensors";
+    disk->write_text(shard, "short");
+    auto verified = verify_checkpoint(path, *reactor);
+    ASSERT_TRUE(verified);
+    ASSERT_EQ(verified->findings.size(), 1u);
+    EXPECT_EQ(verified->findings[0].code, Errc::checkpoint_file_size);
+    EXPECT_TRUE(verified->unchecked.empty()) << verified->unchecked[0];
+
+    // By the next best list, the file that is short and the manifest are all that is wrong.
+    write(std::string(checkpoint::manifest_name), "{");
+    verified = verify_checkpoint(path, *reactor);
+    ASSERT_TRUE(verified);
+    EXPECT_EQ(verified->findings.size(), 2u);
+    for (const std::string& each : verified->unchecked)
+        EXPECT_FALSE(each.contains("is not there") && each.contains(checkpoint::manifest_name))
+            << each;
+}
+
+TEST_F(Reader, VerifySaysWhichFileLacksATensorOfTheIndex) {
+    const Model model = small_model(5);
+    write("a.safetensors", file_text({model[0]}));
+    write("b.safetensors", file_text({model[1]}));
+    write("model.safetensors.index.json",
+          checkpoint::index_text(
+              {{model[0].name, "a.safetensors"}, {model[1].name, "a.safetensors"}}, 0));
+    const auto found = findings();
+    ASSERT_EQ(found.size(), 1u);
+    EXPECT_TRUE(found[0].detail.contains("a.safetensors holds it, which does not"))
+        << found[0].detail;
 }
 
 TEST_F(Reader, ReadsShardsOfAnySharding) {

@@ -473,6 +473,25 @@ class Output(CommandTest):
             result = subprocess.run([COMMAND, "probe", str(self.directory)], stdout=full,
                                     stderr=subprocess.PIPE)
         self.assertEqual(result.returncode, 1)
+        # Longer than what a stream keeps before it writes.
+        many = {f"layers.{i}.weight": Tensor("U8", [3]) for i in range(200)}
+        write_file(self.directory / "many.safetensors", many)
+        for option in ["--json"], []:
+            with open("/dev/full", "w") as full:
+                result = subprocess.run([COMMAND, "inspect", str(self.directory / "many.safetensors"), *option],
+                                        stdout=full, stderr=subprocess.PIPE, text=True)
+            self.assertEqual((result.returncode, result.stderr), (1, "safering: standard output could not be written\n"))
+            with open("/dev/full", "w") as full:
+                result = subprocess.run([COMMAND, "inspect", "absent", *option], stdout=full, stderr=full)
+            self.assertEqual(result.returncode, 1)
+
+    def test_closed_standard_descriptors(self):
+        target = self.directory / "step-1"
+        for closed, code in {"<&- >&- 2>&-": 1, ">&-": 1, "2>&-": 0, "<&-": 0}.items():
+            result = subprocess.run(["sh", "-c", f'exec "$0" convert "$1" "$2" {closed}', COMMAND, self.file(), target],
+                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            self.assertEqual(result.returncode, code, closed)
+            self.good("verify", target)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ ONE = {"a": torch.ones(2)}
         *[
             (function, {"fqn_to_index_mapping": value}, (TypeError, ValueError), "fqn_to_index_mapping must")
             for function in (HuggingFaceStorageWriter, AsyncSaver)
-            for value in ([1], "a", {"a": "b"}, {"a": 0}, {"a": -1}, {1: 1}, {"a": 1.5}, {"a": None})
+            for value in ([1], "a", {"a": "b"}, {"a": 0}, {"a": -1}, {1: 1}, {"a": 1.5}, {"a": None}, {"a": 1 << 32})
         ],
         *[
             (function, {"limits": value}, TypeError, "limits must be a SaveLimits, not")

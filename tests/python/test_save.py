@@ -208,9 +208,11 @@ def failures(error: BaseException) -> dict[int, str]:
     [
         ({"epoch": 7, "name": {"of": "x"}}, "TypeError: .*none: 'epoch', 'name.of'"),
         ({"c": torch.zeros(2, dtype=torch.complex128)}, "TypeError: .*complex128"),
+        ({"s": torch.eye(2).to_sparse()}, "TypeError: .*strided.*'s .torch.sparse_coo"),
+        ({"m": torch.zeros(2, device="meta")}, "TypeError: .*'m .on the meta device"),
         ({"m": {"a": numbers(2)}, "m.a": numbers(2)}, "ValueError: duplicated flatten key m.a"),
     ],
-    ids=["objects", "dtype", "names"],
+    ids=["objects", "dtype", "sparse", "meta", "names"],
 )
 def test_refuses_before_anything_is_written(tmp_path, entries, reason):
     st.save({"a": numbers(2)}, storage_writer=writer(tmp_path / "c"), no_dist=True)

@@ -3,13 +3,16 @@
 // Exit codes: 0 good, 1 a finding or a failure of the operation, 2 wrong use.
 
 #include <algorithm>
+#include <cerrno>
 #include <cstdio>
 #include <new>
 #include <numeric>
 #include <string_view>
+#include <system_error>
 #include <utility>
 #include <vector>
 
+#include <fcntl.h>
 #include <fmt/format.h>
 
 #include "command.hpp"
@@ -96,9 +99,16 @@ int report_wrong_use(const CLI::App& app, const CLI::ParseError& error, int argc
     return exit_wrong_use;
 }
 
-} // namespace
+// A file that is opened must not become the standard output that somebody closed: what is reported would be written
+// into a checkpoint. Reports to nowhere fail, warnings are lost.
+void occupy_standard_descriptors() {
+    constexpr int modes[] = {O_WRONLY, O_RDONLY, O_WRONLY};
+    for (int descriptor = 0; descriptor < 3; ++descriptor)
+        if (::fcntl(descriptor, F_GETFD) < 0 && errno == EBADF)
+            (void)::open("/dev/null", modes[descriptor]); // the lowest that is free: this one
+}
 
-int main(int argc, char** argv) {
+int run(int argc, char** argv) {
     CLI::App app{"Looks at, checks, rewrites and measures checkpoints of safetensors files."};
     app.name("safering");
     app.set_version_flag("--version", std::string("safering " SAFERING_VERSION));
@@ -127,18 +137,30 @@ int main(int argc, char** argv) {
         return report_wrong_use(app, error, argc, argv);
     }
 
-    ExitCode code = exit_good;
     try {
-        code = action();
+        return action();
     } catch (const safering::Exception& exception) {
-        code = report_error(exception.error(), common.json);
+        return report_error(exception.error(), common.json);
     } catch (const std::bad_alloc&) {
-        code = report_error({.code = make_error_code(std::errc::not_enough_memory)}, common.json);
+        return report_error({.code = make_error_code(std::errc::not_enough_memory)}, common.json);
+    }
+}
+
+} // namespace
+
+int main(int argc, char** argv) {
+    occupy_standard_descriptors();
+    int code = exit_good;
+    bool written = true;
+    try {
+        code = run(argc, argv);
+    } catch (const std::system_error&) { // of fmt::print
+        written = false;
     }
     // A report that did not reach its reader (a full disk behind a
     // redirection) is a failure as well.
-    if (std::fflush(stdout) != 0 || std::ferror(stdout)) {
-        fmt::print(stderr, "safering: standard output could not be written\n");
+    if (std::fflush(stdout) != 0 || std::ferror(stdout) || !written) {
+        std::fputs("safering: standard output could not be written\n", stderr);
         return exit_failure;
     }
     return code;

@@ -40,7 +40,7 @@ def check_mapping(mapping: Any) -> None:
     if not isinstance(mapping, Mapping):
         raise TypeError(f"fqn_to_index_mapping must be a dict, not {type(mapping).__name__}")
     for name, index in mapping.items():
-        if not isinstance(name, str) or not isinstance(index, numbers.Integral) or index < 1:
+        if not isinstance(name, str) or not isinstance(index, numbers.Integral) or not 1 <= index < 1 << 32:
             raise ValueError(
                 f"fqn_to_index_mapping must give the number of a file, from 1 on, for a name, and has {name!r}: {index!r}"
             )

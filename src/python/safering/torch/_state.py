@@ -109,6 +109,11 @@ class LocalState:
         refuse(
             self._objects,
             [f"{self.names[i]} ({self.tensors[i].dtype})" for i, code in enumerate(codes) if code < 0],
+            [
+                f"{name} ({'on the meta device' if tensor.is_meta else tensor.layout})"
+                for name, tensor in zip(self.names, self.tensors)
+                if tensor.is_meta or tensor.layout is not torch.strided
+            ],
         )
         #: Numbers of the format's dtypes.
         self.codes: list[int] = codes
@@ -187,8 +192,8 @@ class LocalState:
         return _Box(data.chunk.offsets, data.size, data.chunk.sizes)
 
 
-def refuse(objects: list[str], dtypes: list[str]) -> None:
-    """TypeError that names entries which are no tensors, or of no dtype that the format has."""
+def refuse(objects: list[str], dtypes: list[str], forms: list[str]) -> None:
+    """TypeError that names entries which are no tensors, of no dtype that the format has, or not in strided memory."""
     if objects:
         raise TypeError(
             f"safetensors holds tensors only, and these entries of the state dict are none: {listed(objects)}. "
@@ -196,6 +201,11 @@ def refuse(objects: list[str], dtypes: list[str]) -> None:
         )
     if dtypes:
         raise TypeError(f"safetensors has no such dtype: {listed(dtypes)}. Convert them before saving")
+    if forms:
+        raise TypeError(
+            f"safetensors holds strided tensors only, and these have no such data: {listed(forms)}. Save what "
+            "to_dense() makes of them, or leave them out"
+        )
 
 
 def listed(names: list[str], most: int = 5) -> str:

@@ -62,6 +62,8 @@ def to_plain(tensor: torch.Tensor) -> torch.Tensor:
     be under way when this returns (see synchronize)."""
     if is_plain(tensor):
         return tensor
+    if tensor.is_meta:
+        raise ValueError(f"a tensor of shape {list(tensor.shape)} on the meta device has no data to save")
     tensor = tensor.detach()
     if tensor.device.type == "cpu":
         return tensor.resolve_conj().resolve_neg().contiguous()

@@ -49,6 +49,11 @@ def check_items(items: list[WriteItem]) -> None:
             for item in items
             if item.tensor_data is not None and item.tensor_data.properties.dtype not in CODES
         ],
+        [
+            f"{item.index.fqn} ({item.tensor_data.properties.layout})"
+            for item in items
+            if item.tensor_data is not None and item.tensor_data.properties.layout is not torch.strided
+        ],
     )
 
 
