@@ -15,6 +15,15 @@ inline Error out_of_memory() {
     return {.code = std::make_error_code(std::errc::not_enough_memory), .operation = "allocate"};
 }
 
+/// The same, or that there was no memory for its words.
+inline Error copy_of(const Error& error) {
+    try {
+        return error;
+    } catch (const std::bad_alloc&) {
+        return out_of_memory();
+    }
+}
+
 /// What `call`, which gives a Result, gives; or that it found no memory.
 template <typename F>
 std::invoke_result_t<F> or_out_of_memory(F&& call) {

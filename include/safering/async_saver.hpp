@@ -77,7 +77,8 @@ class SAFERING_API AsyncSaver {
     /// own, as create_local_plan makes it (replicas are shared out here). `planner` gives the memory, which is
     /// the caller's again when this returns. The future's get() gives the report or throws Exception:
     /// save_superseded, operation_canceled, or what failed, naming rank and file.
-    /// Errors at once, on all ranks, where the plans do not fit together or the attempt cannot be begun.
+    /// Errors at once, on all ranks, where the plans do not fit together or the attempt cannot be begun. Memory that ends
+    /// on the way is the error not_enough_memory; std::bad_alloc is thrown where there was none for that.
     Result<std::future<SaveReport>> save(std::string path, SavePlan plan, SavePlanner& planner);
     /// The same for memory that is not a TensorView's (a device's): `fill` is told which of the plan's items this
     /// rank writes, by index, and where to put them. A rank that has no plan gives its Error, and all ranks get it.
@@ -88,6 +89,9 @@ class SAFERING_API AsyncSaver {
     /// throws is the exception here. A handler runs on its executor, or else on the reactor's thread, where it must
     /// not block; the planner and what `fill` refers to must stay until this has returned, with use_awaitable until it
     /// has been awaited.
+    ///
+    /// Throws std::bad_alloc, before the ranks speak, where there is no memory for the token; of several ranks the others
+    /// wait then as for one that has not called. save() speaks to them whether there is memory or not.
     ///
     ///     std::future<SaveReport> saved = saver.async_save(path, plan, planner);
     ///     saver.async_save(path, plan, planner, [](std::exception_ptr error, SaveReport report) {});
@@ -138,8 +142,8 @@ class SAFERING_API AsyncSaver {
         void operator()(CompletionHandler&& handler, std::string path, Result<SavePlan> plan,
                         const Fill& fill) const {
             saver->start_save(std::move(path), std::move(plan), fill,
-                              dispatched<SaveReport>(std::forward<CompletionHandler>(handler),
-                                                     saver->executor()));
+                              dispatched<std::exception_ptr, SaveReport>(
+                                  std::forward<CompletionHandler>(handler), saver->executor()));
         }
     };
 

@@ -14,20 +14,20 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 #include <span>
 #include <string>
+#include <tuple>
+#include <type_traits>
 #include <utility>
 
-#include <boost/asio/associated_executor.hpp>
 #include <boost/asio/async_result.hpp>
-#include <boost/asio/dispatch.hpp>
-#include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
-#include <boost/asio/post.hpp>
 #include <boost/asio/use_future.hpp>
 #include <boost/system/error_code.hpp>
 
 #include <safering/backend_kind.hpp>
+#include <safering/completion.hpp>
 #include <safering/request.hpp>
 
 namespace safering {
@@ -166,15 +166,17 @@ class SAFERING_API Reactor {
 
     // The same operations with a Boost.Asio completion token (a callback, use_future,
     // use_awaitable, ...), std::future by default. Handlers run on their associated executor, the
-    // reactor's own if none.
+    // reactor's own if none. Throws std::bad_alloc before anything is submitted; afterwards the handler
+    // is called whether there is memory or not. A future is told of an error by an exception of
+    // Boost.Asio's, and a coroutine's executor is an any_io_executor: both want memory of their own.
 
     /// -> (error, Completion): any request.
     template <typename Token = boost::asio::use_future_t<>>
     auto async_perform(Request request, Token&& token = {}) {
         return boost::asio::async_initiate<Token, void(boost::system::error_code, Completion)>(
-            Initiate{this}, token, std::move(request),
-            [](auto& handler, boost::system::error_code error, Completion completion) {
-                std::move(handler)(error, std::move(completion));
+            Initiate<boost::system::error_code, Completion>{this}, token, std::move(request),
+            [](boost::system::error_code error, Completion completion) {
+                return std::tuple(error, std::move(completion));
             });
     }
     /// -> (error, bytes): all of `memory` unless the file ends before (io_unexpected_end).
@@ -203,10 +205,9 @@ class SAFERING_API Reactor {
     template <typename Token = boost::asio::use_future_t<>>
     auto async_fsync(int file, Token&& token = {}) {
         return boost::asio::async_initiate<Token, void(boost::system::error_code)>(
-            Initiate{this}, token, Request{.op = Opcode::fsync, .file = file},
-            [](auto& handler, boost::system::error_code error, Completion) {
-                std::move(handler)(error);
-            });
+            Initiate<boost::system::error_code>{this}, token,
+            Request{.op = Opcode::fsync, .file = file},
+            [](boost::system::error_code error, const Completion&) { return std::tuple(error); });
     }
 
     struct Impl;
@@ -214,37 +215,46 @@ class SAFERING_API Reactor {
     explicit Reactor(std::unique_ptr<Impl> impl);
 
   private:
+    // `values_of` makes a tuple of Values.
+    template <typename... Values>
     struct Initiate {
         Reactor* reactor;
 
-        template <typename CompletionHandler, typename Deliver>
-        void operator()(CompletionHandler&& handler, Request request, Deliver deliver) const {
-            auto executor = boost::asio::get_associated_executor(handler, reactor->executor());
-            auto work = boost::asio::make_work_guard(executor);
-            reactor->submit(std::move(request), [handler = std::decay_t<CompletionHandler>(
-                                                     std::forward<CompletionHandler>(handler)),
-                                                 executor, work = std::move(work),
-                                                 deliver](Completion completion) mutable {
-                const boost::system::error_code error = to_boost(completion.error);
-                // In a forked child nobody runs the executor.
-                if (completion.error == Errc::io_forked)
-                    return deliver(handler, error, std::move(completion));
-                // Not inside submit(), so it may run at once where its executor lets it: a future
-                // needs no further thread.
-                boost::asio::dispatch(executor, [handler = std::move(handler), deliver, error,
-                                                 completion = std::move(completion)]() mutable {
-                    deliver(handler, error, std::move(completion));
-                });
-            });
+        template <typename CompletionHandler, typename ValuesOf>
+        void operator()(CompletionHandler&& handler, Request request, ValuesOf values_of) const {
+            auto ending = dispatched<Values...>(std::forward<CompletionHandler>(handler),
+                                                reactor->executor());
+            auto& held = ending.held();
+            Submission submission{
+                std::move(request),
+                [ending = std::move(ending), values_of](Completion completion) mutable {
+                    const boost::system::error_code error = to_boost(completion.error);
+                    // In a forked child nobody runs the executor. Else this is not inside submit(), so the handler
+                    // may run at once where its executor lets it: a future needs no further thread.
+                    const bool forked = completion.error == Errc::io_forked;
+                    std::apply(
+                        [&](Values... values) {
+                            forked ? ending.at_once(std::move(values)...)
+                                   : ending(std::move(values)...);
+                        },
+                        values_of(error, std::move(completion)));
+                }};
+            try {
+                reactor->submit({&submission, 1});
+            } catch (const std::bad_alloc&) {
+                if constexpr (!std::is_lvalue_reference_v<CompletionHandler>)
+                    held.give_back(handler);
+                throw;
+            }
         }
     };
 
     template <typename Token>
     auto transfer(Request request, Token&& token) {
         return boost::asio::async_initiate<Token, void(boost::system::error_code, std::size_t)>(
-            Initiate{this}, token, std::move(request),
-            [](auto& handler, boost::system::error_code error, Completion completion) {
-                std::move(handler)(error, static_cast<std::size_t>(completion.result));
+            Initiate<boost::system::error_code, std::size_t>{this}, token, std::move(request),
+            [](boost::system::error_code error, const Completion& completion) {
+                return std::tuple(error, static_cast<std::size_t>(completion.result));
             });
     }
 

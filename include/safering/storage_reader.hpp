@@ -138,8 +138,8 @@ class SAFERING_API HuggingFaceStorageReader {
         void operator()(CompletionHandler&& handler, const LoadPlan* plan,
                         LoadPlanner* planner) const {
             reader->start_read(*plan, *planner,
-                               dispatched<LoadReport>(std::forward<CompletionHandler>(handler),
-                                                      reader->executor()));
+                               dispatched<std::exception_ptr, LoadReport>(
+                                   std::forward<CompletionHandler>(handler), reader->executor()));
         }
     };
 

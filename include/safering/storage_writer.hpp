@@ -177,8 +177,8 @@ class SAFERING_API HuggingFaceStorageWriter {
         void operator()(CompletionHandler&& handler, const SavePlan* plan,
                         SavePlanner* planner) const {
             writer->start_write(*plan, *planner,
-                                dispatched<WriteResults>(std::forward<CompletionHandler>(handler),
-                                                         writer->executor()));
+                                dispatched<std::exception_ptr, WriteResults>(
+                                    std::forward<CompletionHandler>(handler), writer->executor()));
         }
     };
 

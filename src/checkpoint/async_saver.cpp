@@ -7,10 +7,10 @@
 
 #include <algorithm>
 
-#include <boost/asio/post.hpp>
-
 #include "checkpoint/async_saver_impl.hpp"
+#include "checkpoint/caught.hpp"
 #include "checkpoint/collectives.hpp"
+#include "checkpoint/deliver.hpp"
 #include "io/blocked_signals.hpp"
 #include "io/staging_pool.hpp"
 
@@ -33,7 +33,14 @@ AsyncSaver::Impl::Impl(AsyncSaverOptions given)
     rank = foreground->rank();
     reactor.value(); // throws here and not on a thread
     const BlockedSignals blocked;
-    thread = std::thread([this] { work(); });
+    unsaid.resize(rank == 0 ? foreground->ranks() : 0);
+    thread = std::thread([this] {
+        work();
+        if (alone) {
+            thread.detach();
+            delete this;
+        }
+    });
 }
 
 AsyncSaver::Impl::~Impl() {
@@ -42,7 +49,8 @@ AsyncSaver::Impl::~Impl() {
         closing = true;
     }
     changed.notify_all();
-    thread.join();
+    if (thread.joinable())
+        thread.join();
 }
 
 EndedSave AsyncSaver::Impl::end(std::shared_ptr<SaveJob> job, Result<SaveReport> outcome) {
@@ -58,9 +66,9 @@ std::optional<EndedSave> AsyncSaver::Impl::supersede(std::uint64_t number) {
     const auto found = std::ranges::find(jobs, number, &SaveJob::number);
     if (found == jobs.end())
         return std::nullopt;
-    const std::shared_ptr<SaveJob> job = *found;
-    return end(job, std::unexpected(Error{
-                        .code = Errc::save_superseded, .operation = "save", .file = job->path}));
+    Error error{.code = Errc::save_superseded, .operation = "save"};
+    (void)had_memory([&] { error.file = (*found)->path; });
+    return end(*found, std::unexpected(std::move(error)));
 }
 
 void AsyncSaver::Impl::tell(EndedSave ended_job) {
@@ -68,7 +76,7 @@ void AsyncSaver::Impl::tell(EndedSave ended_job) {
         if (ended_job.outcome)
             handler(nullptr, std::move(*ended_job.outcome));
         else
-            handler(std::make_exception_ptr(Exception(std::move(ended_job.outcome.error()))), {});
+            handler(exception_of(std::move(ended_job.outcome.error())), {});
     }
     ended_job.job.reset();
     const std::lock_guard lock(mutex);
@@ -84,21 +92,31 @@ AsyncSaver::~AsyncSaver() {
         static_cast<void>(impl_.release());
     // Whoever holds it last may be what it calls on its own thread, as Python's collector is; a thread cannot wait for
     // its own end.
-    else if (std::this_thread::get_id() == impl_->thread.get_id())
-        std::thread([impl = std::move(impl_)] {}).detach();
+    else if (std::this_thread::get_id() == impl_->thread.get_id()) {
+        Impl& left = *impl_.release();
+        left.alone = true;
+        const std::lock_guard lock(left.mutex);
+        left.closing = true;
+    }
 }
 
 Result<std::future<SaveReport>> AsyncSaver::save(std::string path, Result<SavePlan> plan,
                                                  const Fill& fill) {
-    std::promise<SaveReport> promise;
-    auto future = promise.get_future();
-    SaveHandler handler = [promise = std::move(promise)](std::exception_ptr error,
-                                                         SaveReport report) mutable {
-        if (error)
-            promise.set_exception(std::move(error));
-        else
-            promise.set_value(std::move(report));
-    };
+    // The future goes before a promise that was not kept: that would want memory to tell it.
+    SaveHandler handler;
+    std::future<SaveReport> future;
+    const bool made = had_memory([&] {
+        auto promise = std::make_unique<std::promise<SaveReport>>();
+        future = promise->get_future();
+        handler = [promise = std::move(promise)](std::exception_ptr error, SaveReport report) {
+            if (error)
+                promise->set_exception(std::move(error));
+            else
+                promise->set_value(std::move(report));
+        };
+    });
+    if (!made)
+        plan = std::unexpected(out_of_memory());
     if (auto begun = impl_->save(std::move(path), std::move(plan), fill, handler); !begun)
         return std::unexpected(std::move(begun.error()));
     return future;
@@ -106,8 +124,11 @@ Result<std::future<SaveReport>> AsyncSaver::save(std::string path, Result<SavePl
 
 Result<std::future<SaveReport>> AsyncSaver::save(std::string path, SavePlan plan,
                                                  SavePlanner& planner) {
-    const Fill fill = filled_by(plan, planner);
-    return save(std::move(path), Result<SavePlan>(std::move(plan)), fill);
+    Fill fill;
+    Result<SavePlan> given(std::move(plan));
+    if (!had_memory([&] { fill = filled_by(*given, planner); }))
+        given = std::unexpected(out_of_memory());
+    return save(std::move(path), std::move(given), fill);
 }
 
 AsyncSaver::Fill AsyncSaver::filled_by(const SavePlan& plan, SavePlanner& planner) const {
@@ -122,16 +143,22 @@ AsyncSaver::Fill AsyncSaver::filled_by(const SavePlan& plan, SavePlanner& planne
 
 void AsyncSaver::start_save(std::string path, Result<SavePlan> plan, const Fill& fill,
                             SaveHandler handler) {
-    std::exception_ptr failed;
+    auto delivery = Delivery<SaveReport>::make(executor(), handler);
+    if (!delivery)
+        plan = std::unexpected(out_of_memory());
+    SaveHandler nobody;
+    SaveHandler& told = delivery ? delivery->handler() : nobody;
+    Result<void> begun;
+    std::exception_ptr thrown;
     try {
-        return value_or_throw(impl_->save(std::move(path), std::move(plan), fill, handler));
+        begun = impl_->save(std::move(path), std::move(plan), fill, told);
     } catch (const std::exception&) {
-        failed = std::current_exception();
+        thrown = std::current_exception();
     }
-    if (impl_->forked()) // nobody runs the executor
-        return handler(failed, {});
-    boost::asio::post(executor(),
-                      [handler = std::move(handler), failed]() mutable { handler(failed, {}); });
+    if (delivery && thrown)
+        Delivery<SaveReport>::end(std::move(delivery), std::move(thrown));
+    else if (delivery && !begun)
+        Delivery<SaveReport>::end(std::move(delivery), std::unexpected(std::move(begun.error())));
 }
 
 boost::asio::io_context::executor_type AsyncSaver::executor() {

@@ -1,6 +1,5 @@
 // The conversation of the saver's own thread: which save is written now, what was written, how it ended.
 #include <algorithm>
-#include <cstring>
 
 #include "checkpoint/async_saver_impl.hpp"
 #include "checkpoint/caught.hpp"
@@ -33,7 +32,7 @@ Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::next() {
     std::unique_lock lock(mutex);
     changed.wait(lock, [this] { return !jobs.empty() || closing || broken; });
     if (broken)
-        return std::unexpected(*broken);
+        return std::unexpected(copy_of(*broken));
     if (jobs.empty())
         return nullptr;
     if (rank == 0) // decided; it is superseded no more
@@ -46,13 +45,9 @@ Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::agree_on_next() {
     if (!next_own || *next_own == nullptr || background->ranks() == 1)
         return next_own;
     const std::shared_ptr<SaveJob> own = std::move(*next_own);
-    std::vector<Bytes> parts;
-    if (rank == 0) {
-        Bytes number(sizeof own->number);
-        std::memcpy(number.data(), &own->number, number.size());
-        parts.assign(background->ranks(), number);
-    }
-    auto part = during("begin to write", background->scatter(std::move(parts)));
+    for (Bytes& part : own->turn)
+        set_number(part, own->number);
+    auto part = during("begin to write", background->scatter(std::move(own->turn)));
     if (!part && rank == 0) { // those that have heard of it begin, and are told at its end
         lose(broken, part.error());
         own->failed = std::move(part.error());
@@ -60,13 +55,12 @@ Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::agree_on_next() {
     }
     if (!part)
         return std::unexpected(std::move(part.error()));
-    std::uint64_t number = 0;
-    if (part->size() != sizeof number)
+    const auto number = take_number(*part);
+    if (!number)
         return fail(Errc::plan_bad_bytes, "save", "rank 0 said no number of a save");
-    std::memcpy(&number, part->data(), sizeof number);
     // Rank 0 may have copied its part sooner than this rank.
     std::unique_lock lock(mutex);
-    const auto found = [&] { return std::ranges::find(jobs, number, &SaveJob::number); };
+    const auto found = [&] { return std::ranges::find(jobs, *number, &SaveJob::number); };
     changed.wait(lock, [&] { return found() != jobs.end() || closing; });
     if (found() == jobs.end())
         return fail(Errc::io_stopped, "save", "the saver is being destroyed on this rank");
@@ -75,16 +69,23 @@ Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::agree_on_next() {
 
 Result<WriteResults> AsyncSaver::Impl::write(SaveJob& job) {
     std::future<WriteResults> written;
-    {
+    const auto begun = [&] {
         const std::lock_guard lock(mutex); // a writer is one thread's at a time
-        if (!job.failed && job.canceled)
-            job.failed = canceled_error(job);
-        if (job.failed) {
-            job.writer->decline(job.plan, job.failed->message());
-            return std::unexpected(*job.failed);
-        }
-        written = job.writer->write_data(job.plan, *job.staged);
-    }
+        return telling(
+            [&]() -> Result<void> {
+                if (auto known = job.read_plan(); !known) // its partners want to be told
+                    return known;
+                if (!job.failed && job.canceled)
+                    job.failed = canceled_error(job);
+                if (job.failed)
+                    return std::unexpected(*job.failed);
+                written = job.writer->write_data(job.plan, *job.staged);
+                return {};
+            },
+            [&](const std::string& why) { job.writer->decline(job.plan, why); });
+    }();
+    if (!begun)
+        return std::unexpected(begun.error());
     return written.get();
 }
 
@@ -112,8 +113,8 @@ Result<SaveReport> AsyncSaver::Impl::give_up(SaveJob& job, Error error) {
 
 void AsyncSaver::Impl::lose(std::optional<Error>& conversation, const Error& error) {
     const std::lock_guard lock(mutex);
-    if (!conversation)
-        conversation = error;
+    if (!conversation && background->ranks() > 1) // one rank understands itself
+        conversation = copy_of(error);
 }
 
 Result<SaveReport> AsyncSaver::Impl::write_and_commit(SaveJob& job) {
@@ -122,41 +123,48 @@ Result<SaveReport> AsyncSaver::Impl::write_and_commit(SaveJob& job) {
         const std::lock_guard lock(mutex);
         job.staged.reset();
     }
-    auto gathered =
-        during("hear what was written",
-               background->gather(pack(results ? Result<Bytes>(safering::to_bytes(*results))
-                                               : Result<Bytes>(std::unexpected(results.error())))));
+    const auto said = or_out_of_memory([&] {
+        return results ? Result<Bytes>(safering::to_bytes(*results))
+                       : Result<Bytes>(std::unexpected(results.error()));
+    });
+    auto gathered = during("hear what was written", background->gather(pack(said)));
     if (!gathered)
         lose(broken, gathered.error());
     if (!gathered && rank != 0)
         return std::unexpected(std::move(gathered.error()));
     std::optional<Result<SaveReport>> own;
-    std::vector<Bytes> parts;
     if (rank == 0) {
         if (gathered)
-            own = commit(job, *gathered);
+            own = catching("save", [&] { return commit(job, *gathered); });
         else
             own = give_up(job, !results && weight_of(results.error()) == Weight::cause
                                    ? std::move(results.error())
                                    : std::move(gathered.error()));
-        parts.assign(background->ranks(),
-                     pack(*own ? Result<Bytes>(checkpoint::to_bytes(**own))
-                               : Result<Bytes>(std::unexpected(own->error()))));
+        const auto outcome = or_out_of_memory([&] {
+            return *own ? Result<Bytes>(checkpoint::to_bytes(**own))
+                        : Result<Bytes>(std::unexpected(own->error()));
+        });
+        for (Bytes& part : job.outcome)
+            part = pack(outcome);
     }
-    auto part = during("hear of the commit", background->scatter(std::move(parts)));
+    auto part = during("hear of the commit", background->scatter(std::move(job.outcome)));
     if (!part)
         lose(broken, part.error());
     if (own)
         return std::move(*own); // rank 0 knows, whatever became of the others
-    if (!part)
-        return std::unexpected(std::move(part.error()));
-    auto message = unpack(*part);
-    if (!message)
-        return std::unexpected(std::move(message.error()));
-    auto report = save_report_from_bytes(*message);
-    if (report)
-        report->work = job.writer->work();
-    return report;
+    return hear_of_commit(job, std::move(part));
+}
+
+Result<SaveReport> AsyncSaver::Impl::hear_of_commit(SaveJob& job, Result<Bytes> said) const {
+    return or_out_of_memory([&]() -> Result<SaveReport> {
+        auto message = said ? unpack(*said) : std::move(said);
+        if (!message)
+            return std::unexpected(std::move(message.error()));
+        auto report = save_report_from_bytes(*message);
+        if (report)
+            report->work = job.writer->work();
+        return report;
+    });
 }
 
 void AsyncSaver::Impl::work() {
@@ -167,23 +175,23 @@ void AsyncSaver::Impl::work() {
         std::optional<Result<SaveReport>> outcome;
         if (job)
             outcome = write_and_commit(**job);
-        std::vector<EndedSave> ends;
-        {
-            const std::lock_guard lock(mutex);
-            current.reset();
-            if (job) {
-                ends.push_back(end(std::move(*job), std::move(*outcome)));
-            } else { // nothing that comes after could be agreed on
-                if (!broken)
-                    broken = job.error();
-                while (!jobs.empty())
-                    ends.push_back(end(jobs.front(), std::unexpected(*broken)));
-            }
+        std::unique_lock lock(mutex);
+        current.reset();
+        if (job) {
+            EndedSave ended_job = end(std::move(*job), std::move(*outcome));
+            lock.unlock();
+            tell(std::move(ended_job));
+            continue;
         }
-        for (EndedSave& one : ends)
-            tell(std::move(one));
-        if (!job)
-            return;
+        if (!broken)
+            broken = copy_of(job.error());
+        while (!jobs.empty()) { // nothing that comes after could be agreed on
+            EndedSave ended_job = end(jobs.front(), std::unexpected(copy_of(*broken)));
+            lock.unlock();
+            tell(std::move(ended_job));
+            lock.lock();
+        }
+        return;
     }
 }
 

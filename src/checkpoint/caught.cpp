@@ -1,6 +1,7 @@
 #include "checkpoint/caught.hpp"
 
 #include <new>
+#include <utility>
 
 #include <boost/system/system_error.hpp>
 
@@ -19,6 +20,14 @@ Error error_of(const std::exception& thrown, std::string operation) {
     else if (dynamic_cast<const std::bad_alloc*>(&thrown) != nullptr)
         error.code = std::make_error_code(std::errc::not_enough_memory);
     return error;
+}
+
+std::exception_ptr exception_of(Error error) {
+    try {
+        return std::make_exception_ptr(Exception(std::move(error)));
+    } catch (...) {
+        return std::current_exception();
+    }
 }
 
 } // namespace safering::checkpoint

@@ -26,11 +26,11 @@
 
 #include <boost/asio/steady_timer.hpp>
 
+#include <safering/handler_memory.hpp>
 #include <safering/reactor.hpp>
 
 #include "checkpoint/work_meter.hpp"
 #include "io/buffer_pool.hpp"
-#include "io/handler_memory.hpp"
 #include "out_of_memory.hpp"
 #include "plan/box.hpp"
 #include "plan/request_planner.hpp"

@@ -44,9 +44,9 @@ class NothingThrown final : public Collectives {
 } // namespace
 
 std::shared_ptr<Collectives> ranks_of(std::shared_ptr<Collectives> given) {
-    if (given)
-        return std::make_shared<NothingThrown>(std::move(given));
-    return std::make_shared<OneRank>();
+    if (!given)
+        given = std::make_shared<OneRank>();
+    return std::make_shared<NothingThrown>(std::move(given));
 }
 
 } // namespace checkpoint

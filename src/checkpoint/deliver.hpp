@@ -11,8 +11,9 @@
 #include <boost/asio/post.hpp>
 
 #include <safering/error.hpp>
+#include <safering/handler_memory.hpp>
 
-#include "io/handler_memory.hpp"
+#include "checkpoint/caught.hpp"
 
 namespace safering::checkpoint {
 
@@ -45,30 +46,35 @@ class Delivery {
         ending.result_ = std::move(result);
         if (forked)
             return ending.call();
+        post(std::move(delivery));
+    }
+    /// The same with what was thrown.
+    static void end(std::unique_ptr<Delivery> delivery, std::exception_ptr thrown) {
+        delivery->thrown_ = std::move(thrown);
+        post(std::move(delivery));
+    }
+    Handler& handler() { return handler_; }
+
+  private:
+    static void post(std::unique_ptr<Delivery> delivery) {
+        Delivery& ending = *delivery;
         boost::asio::post(
             ending.executor_,
             in_memory(ending.memory_, [delivery = std::move(delivery)] { delivery->call(); }));
     }
-
-  private:
     void call() {
-        if (result_)
+        if (thrown_)
+            handler_(std::move(thrown_), {});
+        else if (result_)
             handler_(nullptr, std::move(*result_));
         else
             handler_(exception_of(std::move(result_.error())), {});
-    }
-    // std::bad_alloc where there is no memory for the Exception's words.
-    static std::exception_ptr exception_of(Error error) {
-        try {
-            return std::make_exception_ptr(Exception(std::move(error)));
-        } catch (...) {
-            return std::current_exception();
-        }
     }
 
     Executor executor_;
     Handler handler_;
     Result<Value> result_{};
+    std::exception_ptr thrown_;
     HandlerMemory memory_;
 };
 

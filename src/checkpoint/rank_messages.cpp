@@ -1,7 +1,9 @@
 #include "checkpoint/rank_messages.hpp"
 
+#include <cstring>
 #include <string_view>
 
+#include "out_of_memory.hpp"
 #include "plan/byte_codec.hpp"
 
 namespace safering::checkpoint {
@@ -50,49 +52,55 @@ Error read_error(ByteReader& in) {
 } // namespace
 
 Bytes pack(const Result<Bytes>& value) {
-    ByteWriter out(ByteKind::rank_message);
-    out.byte(value.has_value());
-    if (value)
-        out.text(text_of(*value));
-    else
-        write(out, value.error());
-    return std::move(out).finish();
+    Bytes message;
+    (void)had_memory([&] {
+        ByteWriter out(ByteKind::rank_message);
+        out.byte(value.has_value());
+        if (value)
+            out.text(text_of(*value));
+        else
+            write(out, value.error());
+        message = std::move(out).finish();
+    });
+    return message;
 }
 
 Result<Bytes> unpack(std::span<const std::byte> message) {
-    ByteReader in(message, ByteKind::rank_message);
-    Result<Bytes> value;
-    if (in.byte() != 0) {
-        const std::string text = in.text();
-        value->assign(bytes_of(text).begin(), bytes_of(text).end());
-    } else {
-        value = std::unexpected(read_error(in));
-    }
-    if (auto whole = in.finish(); !whole)
-        return std::unexpected(std::move(whole.error()));
-    return value;
+    if (message.empty())
+        return std::unexpected(out_of_memory());
+    return or_out_of_memory([&]() -> Result<Bytes> {
+        ByteReader in(message, ByteKind::rank_message);
+        Result<Bytes> value;
+        if (in.byte() != 0) {
+            const std::string text = in.text();
+            value->assign(bytes_of(text).begin(), bytes_of(text).end());
+        } else {
+            value = std::unexpected(read_error(in));
+        }
+        if (auto whole = in.finish(); !whole)
+            return std::unexpected(std::move(whole.error()));
+        return value;
+    });
 }
 
-Bytes to_bytes(const BeginSave& begin) {
-    ByteWriter out(ByteKind::rank_message);
-    const Bytes plan = safering::to_bytes(begin.plan);
-    out.number(begin.superseded);
-    out.text(text_of(plan));
-    return std::move(out).finish();
+Bytes with_number(Bytes message, std::uint64_t number) {
+    if (message.empty() || !had_memory([&] { message.resize(message.size() + sizeof number); }))
+        return {};
+    set_number(message, number);
+    return message;
 }
 
-Result<BeginSave> begin_save_from_bytes(std::span<const std::byte> bytes) {
-    ByteReader in(bytes, ByteKind::rank_message);
-    BeginSave begin;
-    begin.superseded = in.number();
-    const std::string packed = in.text();
-    if (auto whole = in.finish(); !whole)
-        return std::unexpected(std::move(whole.error()));
-    auto plan = save_plan_from_bytes(bytes_of(packed));
-    if (!plan)
-        return std::unexpected(std::move(plan.error()));
-    begin.plan = std::move(*plan);
-    return begin;
+void set_number(Bytes& message, std::uint64_t number) {
+    std::memcpy(message.data() + message.size() - sizeof number, &number, sizeof number);
+}
+
+std::optional<std::uint64_t> take_number(Bytes& message) {
+    std::uint64_t number = 0;
+    if (message.size() < sizeof number)
+        return std::nullopt;
+    std::memcpy(&number, message.data() + message.size() - sizeof number, sizeof number);
+    message.resize(message.size() - sizeof number);
+    return number;
 }
 
 Bytes to_bytes(const SaveReport& report) {

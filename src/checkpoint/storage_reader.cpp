@@ -70,7 +70,11 @@ struct HuggingFaceStorageReader::Impl {
 
     // Partners wait for a rank until it takes part or tells them why it does not.
     Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner) {
-        auto is_first = or_out_of_memory([&] { return Result<bool>(is_new(plan.exchange)); });
+        auto is_first = or_out_of_memory([&] {
+            if (stop.stop_requested()) // of what was read before
+                stop = std::stop_source();
+            return Result<bool>(is_new(plan.exchange));
+        });
         if (!is_first)
             return std::unexpected(std::move(is_first.error()));
         const bool exchange = *is_first;
@@ -239,7 +243,7 @@ void HuggingFaceStorageReader::decline(const LoadPlan& plan, const std::string& 
 }
 
 void HuggingFaceStorageReader::cancel() {
-    std::exchange(impl_->stop, std::stop_source()).request_stop();
+    impl_->stop.request_stop();
 }
 
 std::string HuggingFaceStorageReader::metadata_path() const {

@@ -387,6 +387,8 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
 Result<std::shared_ptr<WriteJob>> HuggingFaceStorageWriter::Impl::make_job(const SavePlan& plan,
                                                                            SavePlanner& planner) {
     Reactor& running = *reactor.value();
+    if (stop.stop_requested()) // of what was written before
+        stop = std::stop_source();
     if (!WriteExchange::claim(running, plan))
         return fail(
             Errc::plan_not_prepared, "write data",
@@ -515,7 +517,7 @@ Result<void> HuggingFaceStorageWriter::abort() {
 }
 
 void HuggingFaceStorageWriter::cancel() {
-    std::exchange(impl_->stop, std::stop_source()).request_stop();
+    impl_->stop.request_stop();
 }
 
 void HuggingFaceStorageWriter::lift_limits() {

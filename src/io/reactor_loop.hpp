@@ -14,8 +14,9 @@
 
 #include <boost/asio/executor_work_guard.hpp>
 
+#include <safering/handler_memory.hpp>
+
 #include "io/backend.hpp"
-#include "io/handler_memory.hpp"
 
 namespace safering {
 

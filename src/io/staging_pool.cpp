@@ -67,40 +67,38 @@ Result<StagingPool::Segments> StagingPool::make(std::size_t bytes) const {
         const std::lock_guard lock(mutex_);
         hooks = hooks_;
     }
-    if (hooks->made)
-        hooks->made(memory->get(), whole);
     Segments made;
     made.push_back({std::move(*memory), whole, std::move(hooks)});
+    const Segment& segment = made.front();
+    if (segment.hooks->made)
+        segment.hooks->made(segment.memory.get(), whole);
     return made;
 }
 
 Result<std::shared_ptr<std::byte>> StagingPool::take(std::size_t bytes) {
     if (bytes == 0)
         return std::shared_ptr<std::byte>();
-    {
-        const std::lock_guard lock(mutex_);
-        auto best = segments_.end();
-        for (auto segment = segments_.begin(); segment != segments_.end(); ++segment)
-            if (!segment->lent && fits(segment->bytes, bytes) &&
-                (best == segments_.end() || segment->bytes < best->bytes))
-                best = segment;
-        if (best != segments_.end())
-            return lend(best);
+    std::unique_lock lock(mutex_);
+    auto best = segments_.end();
+    for (auto segment = segments_.begin(); segment != segments_.end(); ++segment)
+        if (!segment->lent && fits(segment->bytes, bytes) &&
+            (best == segments_.end() || segment->bytes < best->bytes))
+            best = segment;
+    if (best == segments_.end()) {
+        lock.unlock();
+        auto made = make(bytes);
+        if (!made)
+            return std::unexpected(std::move(made.error()));
+        lock.lock();
+        best = made->begin();
+        segments_.splice(segments_.end(), *made);
     }
-    auto made = make(bytes);
-    if (!made)
-        return std::unexpected(std::move(made.error()));
-    const std::lock_guard lock(mutex_);
-    segments_.splice(segments_.end(), *made);
-    return lend(std::prev(segments_.end()));
-}
-
-// Under the lock.
-std::shared_ptr<std::byte> StagingPool::lend(Segments::iterator segment) {
-    segment->lent = true;
+    best->lent = true;
     most_lent_ =
         std::max<std::size_t>(most_lent_, std::ranges::count(segments_, true, &Segment::lent));
-    return {segment->memory.get(), [this, segment](std::byte*) { give_back(segment); }};
+    lock.unlock(); // where there is no memory to lend it with, it is given back at once
+    return std::shared_ptr<std::byte>(best->memory.get(),
+                                      [this, best](std::byte*) { give_back(best); });
 }
 
 // The smallest go first where more wait than were ever in use at a time.

@@ -52,7 +52,6 @@ class StagingPool {
     using Segments = std::list<Segment>;
 
     Result<Segments> make(std::size_t bytes) const;
-    std::shared_ptr<std::byte> lend(Segments::iterator segment);
     void give_back(Segments::iterator segment);
     static void free(Segments segments);
 

@@ -16,9 +16,10 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
+#include <safering/handler_memory.hpp>
+
 #include "io/blocking_pool.hpp"
 #include "io/file_system.hpp"
-#include "io/handler_memory.hpp"
 #include "io/posix_ops.hpp"
 
 namespace safering {

@@ -1,18 +1,25 @@
 // Saves and loads on every backend. After each run its outcome is looked at without failures, and a further save by the
 // same reactor must succeed and leave nothing beside itself.
+#include <array>
 #include <filesystem>
+#include <future>
 #include <iterator>
 #include <optional>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <boost/asio/bind_executor.hpp>
+#include <boost/asio/io_context.hpp>
+
+#include <safering/async_saver.hpp>
 #include <safering/save_load.hpp>
 
 #include "../checkpoint/model.hpp"
 #include "../io/backends.hpp"
 #include "io/buffer_pool.hpp"
 #include "io/simulated_disk.hpp"
+#include "out_of_memory.hpp"
 #include "scenarios.hpp"
 
 namespace safering::test {
@@ -171,6 +178,23 @@ Way file_way() {
         }};
 }
 
+// By an AsyncSaver of one rank.
+Way saver_way() {
+    return {"a saver's checkpoint",
+            [](const Model& model, const std::string& path,
+               const std::shared_ptr<Reactor>& reactor) -> Result<void> {
+                AsyncSaver saver({.reactor = reactor});
+                const Rank own = cut(model, {1, 0}, 0);
+                DefaultSavePlanner planner(own.tensors, 0);
+                auto saved = saver.save(path, planner.create_local_plan(), planner);
+                if (!saved)
+                    return std::unexpected(std::move(saved.error()));
+                (void)saved->get();
+                return {};
+            },
+            load};
+}
+
 // A run's ground, and what lies at `path` of it.
 struct State {
     std::optional<Ground> ground;
@@ -278,6 +302,110 @@ AllocationScenario loading(BackendKind kind, const Way& way) {
             .tear_down = [=] { state->ground.reset(); }};
 }
 
+// Three saves at once, of which the second waits until the third takes its place; and a fourth that is canceled when the
+// time for a flush is up. Nobody asks for more than one word of each.
+AllocationScenario superseding(BackendKind kind) {
+    const auto state = std::make_shared<State>();
+    const Way way = saver_way();
+    return {.name = fmt::format("{}: the newest of a saver's checkpoints", name(kind)),
+            .set_up =
+                [=] {
+                    state->ground.emplace(kind);
+                    state->path = state->ground->path("step.safetensors");
+                    if (std::string wrong = save_again(*state, way); !wrong.empty())
+                        throw std::runtime_error(wrong);
+                },
+            .run = [=]() -> Result<void> {
+                AsyncSaver saver({.reactor = state->ground->reactor()});
+                std::vector<std::future<SaveReport>> ends;
+                ends.reserve(4);
+                std::vector<Rank> ranks;
+                ranks.reserve(4);
+                for (int i = 0; i < 4; ++i) {
+                    ranks.push_back(cut(model_of(state->next()), {1, 0}, 0));
+                    DefaultSavePlanner planner(ranks.back().tensors, 0);
+                    ends.push_back(
+                        saver.async_save(state->path, planner.create_local_plan(), planner));
+                    if (i == 2)
+                        saver.wait();
+                }
+                (void)saver.emergency_flush(std::chrono::seconds(0));
+                Result<void> worst;
+                for (std::future<SaveReport>& end : ends) {
+                    try {
+                        (void)end.get();
+                    } catch (const Exception& exception) {
+                        if (exception.error().code != Errc::save_superseded &&
+                            exception.error().code != std::errc::operation_canceled)
+                            worst = std::unexpected(exception.error());
+                    } catch (const std::bad_alloc&) {
+                        worst = std::unexpected(
+                            Error{.code = std::make_error_code(std::errc::not_enough_memory)});
+                    }
+                }
+                return worst;
+            },
+            .harm = [=](bool) -> std::string {
+                std::string wrong = state->ground->leaks();
+                std::uint64_t there = state->last;
+                while (wrong.empty() && !is_there(*state, way, there).empty())
+                    if (--there < state->present)
+                        wrong = "neither the old checkpoint nor a new one is there";
+                return wrong.empty() ? save_again(*state, way) : wrong;
+            },
+            .tear_down = [=] { state->ground.reset(); }};
+}
+
+// The Reactor's own calls: with a future, a callback, and one of another context.
+AllocationScenario calling(BackendKind kind) {
+    const auto state = std::make_shared<State>();
+    return {
+        .name = fmt::format("{}: calls with a token", name(kind)),
+        .set_up =
+            [=] {
+                state->ground.emplace(kind);
+                state->path = state->ground->path("a file");
+            },
+        .run = [=]() -> Result<void> {
+            Reactor& reactor = *state->ground->reactor();
+            boost::asio::io_context context;
+            std::promise<boost::system::error_code> ended;
+            std::array<std::byte, 512> memory{};
+            Completion opened =
+                reactor.wait({.op = Opcode::open, .mode = OpenMode::create, .path = state->path});
+            if (opened.error)
+                return fail(opened.error, "open");
+            const auto file = static_cast<int>(opened.result);
+            const auto calls = [&] {
+                (void)reactor.async_write(file, memory, 0).get();
+                (void)reactor.async_read(file, std::span(memory), 0).get();
+                (void)reactor.async_fsync(file).get();
+                (void)reactor
+                    .async_perform(
+                        {.op = Opcode::write, .file = file, .data = memory.data(), .length = 1})
+                    .get();
+                bool called = false;
+                reactor.async_fsync(
+                    file, boost::asio::bind_executor(
+                              context, [&](boost::system::error_code) { called = true; }));
+                while (!called && context.run_one() != 0)
+                    continue;
+                reactor.async_fsync(
+                    file, [&](boost::system::error_code error) { ended.set_value(error); });
+                (void)ended.get_future().get();
+            };
+            const bool had = had_memory(calls);
+            reactor.close(file);
+            return had ? Result<void>() : std::unexpected(out_of_memory());
+        },
+        .harm =
+            [=](bool) {
+                (void)state->ground->reactor()->wait({.op = Opcode::unlink, .path = state->path});
+                return state->ground->leaks();
+            },
+        .tear_down = [=] { state->ground.reset(); }};
+}
+
 AllocationScenario making(BackendKind kind) {
     return {.name = fmt::format("{}: a reactor made", name(kind)), .run = [kind]() -> Result<void> {
                 auto reactor = Reactor::create(Ground::options(kind));
@@ -298,6 +426,7 @@ std::vector<AllocationScenario> io_scenarios(BackendKind kind) {
     const Way shards =
         checkpoint_way("shards of two ranks", {2, 0}, {.layout = FileLayout::sharded});
     const Way file = file_way();
+    const Way saver = saver_way();
     std::vector<AllocationScenario> out;
     if (kind != BackendKind::simulated)
         out.push_back(making(kind));
@@ -305,6 +434,9 @@ std::vector<AllocationScenario> io_scenarios(BackendKind kind) {
     out.push_back(saving(kind, full, true));
     out.push_back(saving(kind, shards, true));
     out.push_back(saving(kind, file, true));
+    out.push_back(saving(kind, saver, true));
+    out.push_back(superseding(kind));
+    out.push_back(calling(kind));
     out.push_back(loading(kind, full));
     out.push_back(loading(kind, file));
     return out;

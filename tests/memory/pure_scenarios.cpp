@@ -7,6 +7,7 @@
 #include "checkpoint/commit.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/manifest.hpp"
+#include "io/staging_pool.hpp"
 #include "plan/layout.hpp"
 #include "plan/request_planner.hpp"
 #include "safetensors/header.hpp"
@@ -130,6 +131,15 @@ Result<void> parse_manifests() {
     return {};
 }
 
+// A new segment, then the one that waits.
+Result<void> lend_staging_memory() {
+    io::StagingPool pool;
+    for (int i = 0; i < 2; ++i)
+        if (auto lent = pool.take(100); !lent)
+            return std::unexpected(std::move(lent.error()));
+    return {};
+}
+
 } // namespace
 
 std::vector<AllocationScenario> pure_scenarios() {
@@ -137,7 +147,8 @@ std::vector<AllocationScenario> pure_scenarios() {
             {.name = "a bad header refused", .run = parse_bad_header},
             {.name = "an index and a redo record read", .run = parse_records},
             {.name = "manifests written and read", .run = parse_manifests},
-            {.name = "a save planned", .run = plan_everything}};
+            {.name = "a save planned", .run = plan_everything},
+            {.name = "staging memory lent", .run = lend_staging_memory}};
 }
 
 } // namespace safering::test
