@@ -1,7 +1,6 @@
 #include "checkpoint/read_job.hpp"
 
 #include <algorithm>
-#include <future>
 #include <utility>
 
 #include <boost/asio/post.hpp>
@@ -152,9 +151,9 @@ void ReadJob::start(Handler handler) {
 
 Result<LoadReport> ReadJob::run() {
     SAFERING_ASSERT(!reactor_.running_in_this_thread());
-    std::promise<Result<LoadReport>> ended;
-    start([&ended](Result<LoadReport> result) { ended.set_value(std::move(result)); });
-    return ended.get_future().get();
+    auto ended = ended_.get_future();
+    start([this](Result<LoadReport> result) { ended_.set_value(std::move(result)); });
+    return ended.get();
 }
 
 const plan::FileBox& ReadJob::box_of(std::uint32_t item) const {

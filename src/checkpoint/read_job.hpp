@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <future>
 
 #include <safering/storage_reader.hpp>
 
@@ -40,7 +41,7 @@ class ReadJob final : public CellPipeline {
                                                       const StoredCheckpoint& checkpoint,
                                                       std::size_t file, ReadJobOptions options);
     void start(Handler handler);
-    /// Starts and blocks until the end. Not from the reactor's thread.
+    /// Starts and blocks until the end. Not from the reactor's thread. Begins whether there is memory or not.
     Result<LoadReport> run();
 
   private:
@@ -113,6 +114,7 @@ class ReadJob final : public CellPipeline {
     LoadReport report_;
     trace::Interval interval_;
     HandlerMemory start_memory_;
+    std::promise<Result<LoadReport>> ended_; // of run()
     Handler handler_;
 };
 

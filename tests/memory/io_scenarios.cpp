@@ -5,6 +5,7 @@
 #include <future>
 #include <iterator>
 #include <optional>
+#include <thread>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -16,6 +17,7 @@
 #include <safering/save_load.hpp>
 
 #include "../checkpoint/model.hpp"
+#include "../checkpoint/thread_ranks.hpp"
 #include "../io/backends.hpp"
 #include "io/buffer_pool.hpp"
 #include "io/simulated_disk.hpp"
@@ -321,6 +323,77 @@ Way saver_way() {
             load};
 }
 
+// What carries words between ranks is not under test.
+class ExemptRank final : public Collectives {
+  public:
+    explicit ExemptRank(std::shared_ptr<Collectives> real) : real_(std::move(real)) {}
+    std::uint32_t rank() const override { return real_->rank(); }
+    std::uint32_t ranks() const override { return real_->ranks(); }
+    Result<std::vector<Bytes>> gather(Bytes own) override {
+        return exempt([&] { return real_->gather(std::move(own)); });
+    }
+    Result<Bytes> scatter(std::vector<Bytes> parts) override {
+        return exempt([&] { return real_->scatter(std::move(parts)); });
+    }
+
+  private:
+    template <typename F>
+    static std::invoke_result_t<F> exempt(F&& call) {
+        allocations::begin_exemption();
+        auto result = call();
+        allocations::end_exemption();
+        return result;
+    }
+
+    std::shared_ptr<Collectives> real_;
+};
+
+// By AsyncSavers of two ranks.
+Result<void> save_by_two_savers(const Model& model, const std::string& path,
+                                const std::shared_ptr<Reactor>& reactor) {
+    const Sharding sharding{2, 1};
+    const auto foreground = make_conversation(), background = make_conversation();
+    std::vector<std::unique_ptr<AsyncSaver>> savers;
+    std::vector<Rank> ranks;
+    std::vector<std::unique_ptr<DefaultSavePlanner>> planners;
+    std::vector<SavePlan> plans;
+    std::vector<std::string> paths(sharding.ranks, path);
+    for (std::uint32_t rank = 0; rank < sharding.ranks; ++rank) {
+        ranks.push_back(cut(model, sharding, rank));
+        planners.push_back(std::make_unique<DefaultSavePlanner>(ranks[rank].tensors, rank));
+        plans.push_back(planners[rank]->create_local_plan());
+        savers.push_back(std::make_unique<AsyncSaver>(
+            AsyncSaverOptions{.reactor = reactor,
+                              .foreground = std::make_shared<ExemptRank>(foreground[rank]),
+                              .background = std::make_shared<ExemptRank>(background[rank])}));
+    }
+    std::array<std::optional<Error>, 2> errors;
+    const auto save = [&](std::uint32_t rank) {
+        try {
+            auto saved =
+                savers[rank]->save(std::move(paths[rank]), std::move(plans[rank]), *planners[rank]);
+            if (saved)
+                (void)saved->get();
+            else
+                errors[rank] = std::move(saved.error());
+        } catch (const std::bad_alloc&) {
+            errors[rank] = out_of_memory();
+        } catch (const Exception& exception) {
+            errors[rank] = copy_of(exception.error());
+        }
+    };
+    std::thread other([&] { save(1); });
+    save(0);
+    other.join();
+    for (std::optional<Error>& error : errors)
+        if (error && error->code != Errc::io_peer_lost)
+            return std::unexpected(std::move(*error));
+    for (std::optional<Error>& error : errors)
+        if (error)
+            return std::unexpected(std::move(*error));
+    return {};
+}
+
 // A run's ground, and what lies at `path` of it.
 struct State {
     std::optional<Ground> ground;
@@ -562,6 +635,7 @@ std::vector<AllocationScenario> io_scenarios(BackendKind kind) {
     out.push_back(saving(kind, file, true));
     out.push_back(saving(kind, saver, true));
     out.push_back(superseding(kind));
+    out.push_back(saving(kind, {"a checkpoint of two savers", save_by_two_savers, load}, true));
     out.push_back(calling(kind));
     out.push_back(loading(kind, full));
     out.push_back(loading(kind, file));
