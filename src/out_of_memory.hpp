@@ -15,7 +15,10 @@ inline Error out_of_memory() {
     return {.code = std::make_error_code(std::errc::not_enough_memory), .operation = "allocate"};
 }
 
-/// The same, or that there was no memory for its words.
+/// What its partners hear of a rank that could not begin. As a std::string it needs no memory either.
+inline constexpr const char* no_memory = "no memory";
+
+/// A copy, or that there was no memory for its words.
 inline Error copy_of(const Error& error) {
     try {
         return error;

@@ -129,7 +129,7 @@ class SAFERING_API HuggingFaceStorageWriter {
     }
 
     /// For a rank that got its plan and will not write it: ranks of its host that wait for it get an error,
-    /// io_peer_lost, that says why. A write_data that fails tells them by itself.
+    /// io_peer_lost, that says why. A write_data that fails tells them by itself; nothing once one has begun.
     void decline(const SavePlan& plan, const std::string& why);
 
     /// Coordinator. The metadata commit: results of all ranks must cover the plan exactly once and belong to

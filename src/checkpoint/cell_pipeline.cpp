@@ -143,6 +143,9 @@ void CellPipeline::schedule_turn() {
 }
 
 void CellPipeline::turn(BufferPool::Buffer buffer) {
+    on_turn();
+    if (!cells_started_)
+        return;
     try_step([&] {
         if (!buffer && !ended_.empty()) {
             const std::shared_ptr<Cell> cell = take_first(ended_);
@@ -286,14 +289,15 @@ CellPipeline::Unloaded CellPipeline::end_cell(const std::shared_ptr<Cell>& cell)
 // The turn comes with the loop, not inside whatever calls here.
 void CellPipeline::finish_unloading(const std::shared_ptr<Cell>& cell) {
     try_step([&] { settle_cell(*cell); });
-    boost::asio::post(reactor_.executor(), [self = shared_from_this(), cell]() {
-        --self->in_flight_;
-        BufferPool::Buffer buffer;
-        if (!self->reactor_.buffers().contended())
-            buffer = std::move(cell->buffer);
-        cell->buffer = {};
-        self->turn(std::move(buffer));
-    });
+    boost::asio::post(reactor_.executor(),
+                      in_memory(cell->unloading_memory, [self = shared_from_this(), cell] {
+                          --self->in_flight_;
+                          BufferPool::Buffer buffer;
+                          if (!self->reactor_.buffers().contended())
+                              buffer = std::move(cell->buffer);
+                          cell->buffer = {};
+                          self->turn(std::move(buffer));
+                      }));
 }
 
 void CellPipeline::settle_cell(const Cell& cell) {

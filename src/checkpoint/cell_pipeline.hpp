@@ -69,6 +69,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         std::uint64_t next_bytes = 0;
         /// Requests that have not ended.
         std::size_t in_flight = 0;
+        HandlerMemory unloading_memory{};
     };
     using Progress = std::function<void(std::uint64_t, std::uint64_t)>;
 
@@ -91,7 +92,7 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         later, ///< finish_unloading() follows, also after a failure
     };
     virtual Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) = 0;
-    void finish_unloading(const std::shared_ptr<Cell>& cell);
+    void finish_unloading(const std::shared_ptr<Cell>& cell); // needs no memory
     /// The box of an item in its stored tensor, and where that begins in the file; for strided items only.
     virtual const plan::FileBox& box_of(std::uint32_t item) const = 0;
     virtual std::uint64_t tensor_begin_of(std::uint32_t item) const = 0;
@@ -104,6 +105,9 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     static Result<void> make_buffers(Reactor& reactor);
     /// Starts on the files in order. On the executor.
     void start_cells();
+    /// A turn comes with the loop, not inside whatever calls here; it begins with on_turn(). Needs no memory.
+    void schedule_turn();
+    virtual void on_turn() {}
     /// Submits something beside the cells; idle() waits for it too. An error of it fails the pipeline, after
     /// `explain` has said what it means.
     /// Throws std::bad_alloc, and has submitted nothing then.
@@ -144,7 +148,6 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     void acquire();
     void acquire_after(std::chrono::nanoseconds left);
     void turn(BufferPool::Buffer buffer = {});
-    void schedule_turn();
     void load_next(BufferPool::Buffer buffer);
     void begin_transfers();
     plan::Transfer take_request(Cell& cell) const;

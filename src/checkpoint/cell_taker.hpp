@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include <safering/plan.hpp>
@@ -44,7 +45,7 @@ class CellTaker {
     bool done() const { return std::ranges::all_of(owners_, &Owner::done); }
     bool needs(std::uint32_t rank) const;
 
-    const ExchangeReport& report() const { return report_; }
+    ExchangeReport take_report() { return std::move(report_); }
 
   private:
     struct Owner {

@@ -6,13 +6,11 @@
 
 #include <fmt/format.h>
 
+#include "out_of_memory.hpp"
+
 namespace safering::checkpoint {
 
 namespace {
-
-std::string key_of(std::string_view exchange, std::uint32_t rank) {
-    return fmt::format("{}/{}", exchange, rank);
-}
 
 // Whether Yama asks for the other process's permission.
 bool needs_permission() {
@@ -49,26 +47,32 @@ Result<std::unique_ptr<PeerGroup>> PeerGroup::make(Reactor& reactor, std::string
 }
 
 PeerGroup::PeerGroup(PeerHub& hub, std::string exchange, std::uint32_t rank)
-    : hub_(hub), exchange_(std::move(exchange)), rank_(rank), key_(key_of(exchange_, rank)) {}
+    : hub_(hub), exchange_(std::move(exchange)), rank_(rank), key_(exchange_, rank) {}
 
 bool PeerGroup::claim(Reactor& reactor, std::string_view exchange, std::uint32_t rank) {
     const auto hub = reactor.peers();
-    return !hub || (*hub)->claim(key_of(exchange, rank)); // without a hub make() says why
+    return !hub || (*hub)->claim(PeerKey(exchange, rank)); // without a hub make() says why
 }
 
 void PeerGroup::decline(Reactor& reactor, std::string_view exchange, std::uint32_t rank,
-                        const std::vector<ExchangePeer>& partners, const std::string& why) {
+                        std::initializer_list<const std::vector<ExchangePeer>*> partners,
+                        const std::string& why) {
     const auto hub = reactor.peers();
     if (!hub)
         return; // and so nobody reaches this rank: they see it
-    (*hub)->refuse(key_of(exchange, rank));
-    for (const ExchangePeer& partner : partners) {
-        auto socket = (*hub)->connect(partner.endpoint, key_of(exchange, partner.rank), rank);
-        if (!socket) // whoever is gone needs no word
-            continue;
-        (*socket)->send(failed_message(why));
-        (*socket)->close();
-    }
+    (*hub)->refuse(PeerKey(exchange, rank));
+    for (const std::vector<ExchangePeer>* side : partners)
+        for (const ExchangePeer& partner : *side)
+            (void)had_memory([&] {
+                if (partner.rank == rank)
+                    return;
+                auto socket =
+                    (*hub)->connect(partner.endpoint, PeerKey(exchange, partner.rank), rank);
+                if (!socket) // whoever is gone needs no word
+                    return;
+                (*socket)->send(failed_message(why));
+                (*socket)->close();
+            });
 }
 
 PeerGroup::Peer& PeerGroup::peer(std::uint32_t rank) {
@@ -80,15 +84,15 @@ PeerGroup::Peer& PeerGroup::peer(std::uint32_t rank) {
 void PeerGroup::begin(Handlers handlers) {
     handlers_ = std::move(handlers);
     open_ = true;
-    hub_.expect(key_, [this](std::shared_ptr<PeerSocket> socket, std::uint32_t rank) {
-        on_connected(std::move(socket), rank);
+    hub_.expect(key_, [this](Descriptor connection, std::uint32_t rank) {
+        guarded([&] { on_connected(std::move(connection), rank); });
     });
     for (Peer& peer : peers_)
         connect(peer);
 }
 
 void PeerGroup::connect(Peer& peer) {
-    auto connected = hub_.connect(peer.endpoint, key_of(exchange_, peer.rank), rank_);
+    auto connected = hub_.connect(peer.endpoint, PeerKey(exchange_, peer.rank), rank_);
     if (!connected) {
         connected.error().operation = rank_operation(peer.rank);
         return lost(peer, std::move(connected.error()));
@@ -96,24 +100,26 @@ void PeerGroup::connect(Peer& peer) {
     peer.own = std::move(*connected);
     peer.own->start({.on_message = [](std::span<const std::byte>, const Descriptor&) {},
                      .on_closed =
-                         [this, &peer](std::string why) {
+                         [this, &peer](std::string_view why) {
                              hub_.poll(); // it may have come, and said something
                              if (peer.its.empty())
-                                 lost(peer, std::move(why));
+                                 guarded([&] { lost(peer, why); });
                          }});
 }
 
-void PeerGroup::on_connected(std::shared_ptr<PeerSocket> socket, std::uint32_t rank) {
+void PeerGroup::on_connected(Descriptor connection, std::uint32_t rank) {
     const auto found = std::ranges::lower_bound(peers_, rank, {}, &Peer::rank);
     if (found == peers_.end() || found->rank != rank)
         return;
     Peer& peer = *found;
+    const auto socket = std::make_shared<PeerSocket>(hub_.executor(), std::move(connection));
     peer.its.push_back(socket);
-    socket->start({.on_message =
-                       [this, &peer](std::span<const std::byte> message, Descriptor descriptor) {
-                           on_message(peer, message, std::move(descriptor));
-                       },
-                   .on_closed = [this, &peer](std::string why) { lost(peer, std::move(why)); }});
+    socket->start(
+        {.on_message =
+             [this, &peer](std::span<const std::byte> message, Descriptor descriptor) {
+                 guarded([&] { on_message(peer, message, std::move(descriptor)); });
+             },
+         .on_closed = [this, &peer](std::string_view why) { guarded([&] { lost(peer, why); }); }});
 }
 
 void PeerGroup::on_message(Peer& peer, std::span<const std::byte> message, Descriptor descriptor) {
@@ -191,10 +197,10 @@ const SharedSegment* PeerGroup::slots_of(std::uint32_t rank) {
     return whose.slots ? &*whose.slots : nullptr;
 }
 
-void PeerGroup::lost(Peer& peer, std::string why) {
+void PeerGroup::lost(Peer& peer, std::string_view why) {
     lost(peer, {.code = Errc::io_peer_lost,
                 .operation = rank_operation(peer.rank),
-                .detail = std::move(why)});
+                .detail = std::string(why)});
 }
 
 void PeerGroup::lost(Peer& peer, Error error) {
@@ -202,10 +208,17 @@ void PeerGroup::lost(Peer& peer, Error error) {
         handlers_.on_lost(peer.rank, std::move(error));
 }
 
+template <typename F>
+void PeerGroup::guarded(F&& step) {
+    if (!had_memory(std::forward<F>(step)) && open_)
+        handlers_.on_failed(out_of_memory());
+}
+
+// Where there is no memory for a word, its partners see that it has ended.
 void PeerGroup::give_up(const std::string& why) {
     for (const Peer& peer : peers_)
         if (peer.own)
-            peer.own->send(failed_message(why));
+            (void)had_memory([&] { peer.own->send(failed_message(why)); });
     end();
 }
 

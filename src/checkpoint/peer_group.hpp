@@ -6,10 +6,12 @@
 //   3. The memory of a partner's process is tried before it is used, with Yama's permission where that is asked for;
 //      where it stays closed, both map a segment of slots that one of them has made.
 //   4. Whoever fails says why. An end without a word is told, too, and the user knows whether it matters.
-// All of it on the reactor's executor, but decline().
+//   5. What finds no memory when a partner is heard is this rank's failure; to end needs none.
+// All of it on the reactor's executor, but claim() and decline().
 #pragma once
 
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <string>
@@ -27,7 +29,7 @@ namespace safering::checkpoint {
 
 class PeerGroup {
   public:
-    /// Must not end the group inside.
+    /// Must not end the group inside. What finds no memory in the first three is told to on_failed, which needs none.
     struct Handlers {
         /// Of a partner, and what the group does not answer itself.
         std::function<void(std::uint32_t rank, std::span<const std::byte> message)> on_message;
@@ -51,10 +53,13 @@ class PeerGroup {
     /// Whether the rank takes part for the first time; with a word to its partners or without. An exchange takes place
     /// once, as these know. Any thread.
     static bool claim(Reactor& reactor, std::string_view exchange, std::uint32_t rank);
-    /// Of a rank that will not take part after all: its partners get `why` instead of waiting. Any thread.
+    /// Of a rank that will not take part after all: its partners get `why` instead of waiting, or see its end where there
+    /// is no memory for a word. `partners`: of each list those that are not the rank itself. Any thread.
     static void decline(Reactor& reactor, std::string_view exchange, std::uint32_t rank,
-                        const std::vector<ExchangePeer>& partners, const std::string& why);
+                        std::initializer_list<const std::vector<ExchangePeer>*> partners,
+                        const std::string& why);
 
+    /// Throws std::bad_alloc, as send(), try_memory() and share_slots() do; end() must follow.
     void begin(Handlers handlers);
     /// `rank` is a partner, here as below.
     void send(std::uint32_t rank, std::vector<std::byte> message);
@@ -87,16 +92,18 @@ class PeerGroup {
 
     Peer& peer(std::uint32_t rank);
     void connect(Peer& peer);
-    void on_connected(std::shared_ptr<PeerSocket> socket, std::uint32_t rank);
+    void on_connected(Descriptor connection, std::uint32_t rank);
     void on_message(Peer& peer, std::span<const std::byte> message, Descriptor descriptor);
     void map_slots(Peer& peer, const std::vector<std::uint64_t>& bytes, Descriptor descriptor);
-    void lost(Peer& peer, std::string why);
+    void lost(Peer& peer, std::string_view why);
     void lost(Peer& peer, Error error);
+    template <typename F>
+    void guarded(F&& step);
 
     PeerHub& hub_;
     const std::string exchange_;
     const std::uint32_t rank_;
-    const std::string key_;
+    const PeerKey key_;
     Handlers handlers_;
     bool open_ = false;
     std::vector<Peer> peers_; // rising by rank; never grows after make()

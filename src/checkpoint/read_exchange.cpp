@@ -70,7 +70,7 @@ Result<std::unique_ptr<ReadExchange>> ReadExchange::make(Reactor& reactor, LoadE
 }
 
 void ReadExchange::decline(Reactor& reactor, const LoadExchange& plan, const std::string& why) {
-    PeerGroup::decline(reactor, plan.id, plan.rank, partners_of(plan), why);
+    PeerGroup::decline(reactor, plan.id, plan.rank, {&plan.peers}, why);
 }
 
 ReadExchange::ReadExchange(std::unique_ptr<PeerGroup> group, LoadExchange plan)

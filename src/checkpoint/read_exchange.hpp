@@ -27,7 +27,7 @@ class ReadExchange {
   public:
     /// Must not end the exchange inside.
     struct Handlers {
-        /// All have told what they take: the giver's wanted cells are known.
+        /// All have told what they take: the giver's wanted cells are known. Needs no memory, as on_done and on_failed.
         std::function<void()> on_ready;
         CellTaker::OnCell on_cell;
         /// All is taken and given.
@@ -41,7 +41,8 @@ class ReadExchange {
     /// Of a rank that will not take part: its partners get `why`. Any thread.
     static void decline(Reactor& reactor, const LoadExchange& plan, const std::string& why);
 
-    /// `wanted`: those of the cells that others own which this rank takes, rising.
+    /// `wanted`: those of the cells that others own which this rank takes, rising. Throws std::bad_alloc; end() must
+    /// follow.
     void begin(Handlers handlers, const std::vector<CellName>& wanted);
     /// Who reads a cell for this rank or, if it is this rank, for others; nothing where it is not exchanged.
     std::optional<std::uint32_t> owner_of(const CellName& name) const;
@@ -55,7 +56,7 @@ class ReadExchange {
     void end();
 
     const LoadExchange& plan() const { return plan_; }
-    const ExchangeReport& report() const { return taker_.report(); }
+    ExchangeReport take_report() { return taker_.take_report(); }
 
   private:
     ReadExchange(std::unique_ptr<PeerGroup> group, LoadExchange plan);

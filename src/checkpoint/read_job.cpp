@@ -1,7 +1,6 @@
 #include "checkpoint/read_job.hpp"
 
 #include <algorithm>
-#include <future>
 #include <utility>
 
 #include <boost/asio/post.hpp>
@@ -144,7 +143,7 @@ void ReadJob::start(Handler handler) {
         reactor_.executor(),
         in_memory(start_memory_, [self = std::static_pointer_cast<ReadJob>(shared_from_this())] {
             if (self->exchange_)
-                self->begin_exchange();
+                self->try_step([&] { self->begin_exchange(); });
             else
                 self->start_cells();
         }));
@@ -152,9 +151,9 @@ void ReadJob::start(Handler handler) {
 
 Result<LoadReport> ReadJob::run() {
     SAFERING_ASSERT(!reactor_.running_in_this_thread());
-    std::promise<Result<LoadReport>> ended;
-    start([&ended](Result<LoadReport> result) { ended.set_value(std::move(result)); });
-    return ended.get_future().get();
+    auto ended = ended_.get_future();
+    start([this](Result<LoadReport> result) { ended_.set_value(std::move(result)); });
+    return ended.get();
 }
 
 const plan::FileBox& ReadJob::box_of(std::uint32_t item) const {
@@ -215,9 +214,19 @@ Result<CellPipeline::Unloaded> ReadJob::unload(const std::shared_ptr<Cell>& unlo
         if (auto verified = verify(cell); !verified)
             return std::unexpected(std::move(verified.error()));
     const CellName name = name_of(cell.file, *cell.request);
-    const bool given = is_given(name);
-    if (given)
+    if (!is_given(name)) {
+        copy_out(cell);
+        return Unloaded::now;
+    }
+    given_.push_back(unloading); // from here on it ends as one of these
+    try_step([&] {
         give(name, unloading); // first, so that others copy while this rank does
+        copy_out(cell);
+    });
+    return Unloaded::later;
+}
+
+void ReadJob::copy_out(const Cell& cell) {
     const auto copying = meter_.copy();
     meter_.add_cell(!items_.empty());
     if (!items_.empty())
@@ -227,7 +236,6 @@ Result<CellPipeline::Unloaded> ReadJob::unload(const std::shared_ptr<Cell>& unlo
                 cell.buffer.data() + (segment.range.begin - cell.image_begin), item.destination,
                 {segment.range.begin - item.chunk_begin, segment.range.end - item.chunk_begin});
         }
-    return given ? Unloaded::later : Unloaded::now;
 }
 
 void ReadJob::on_file_done(std::size_t) {}
@@ -239,7 +247,7 @@ void ReadJob::on_idle() {
     handler_ = nullptr;
     on_stop_.reset();
     if (exchange_) {
-        report_.exchange = exchange_->report();
+        report_.exchange = exchange_->take_report();
         exchange_->end();
     }
     items_.clear(); // the owners' memory is the caller's alone before it hears of the end

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <future>
 
 #include <safering/storage_reader.hpp>
 
@@ -40,7 +41,7 @@ class ReadJob final : public CellPipeline {
                                                       const StoredCheckpoint& checkpoint,
                                                       std::size_t file, ReadJobOptions options);
     void start(Handler handler);
-    /// Starts and blocks until the end. Not from the reactor's thread.
+    /// Starts and blocks until the end. Not from the reactor's thread. Begins whether there is memory or not.
     Result<LoadReport> run();
 
   private:
@@ -70,11 +71,11 @@ class ReadJob final : public CellPipeline {
     void set_taken_apart();
     void add_given();
     void begin_exchange();
-    void on_exchange_ready();
-    void on_exchange_done();
+    void on_turn() override;
     Result<std::uint64_t> take(const CellName& name, const CellImage& image);
     bool is_given(const CellName& name) const;
     void give(const CellName& name, const std::shared_ptr<Cell>& cell);
+    void copy_out(const Cell& cell);
     Result<Loaded> load(const std::shared_ptr<Cell>& cell) override;
     Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) override;
     void on_fail(const Error& error) override;
@@ -102,10 +103,18 @@ class ReadJob final : public CellPipeline {
     PeerScatter scatter_;
     bool waiting_ = false;    // the exchange is not ready so far
     bool exchanging_ = false; // it is not done so far
+    // What the exchange has said, for the next turn.
+    struct {
+        bool ready = false;
+        bool done = false;
+        std::optional<Error> failed;
+    } heard_;
+    HandlerMemory stop_memory_;
     std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     LoadReport report_;
     trace::Interval interval_;
     HandlerMemory start_memory_;
+    std::promise<Result<LoadReport>> ended_; // of run()
     Handler handler_;
 };
 

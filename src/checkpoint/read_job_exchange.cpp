@@ -111,59 +111,64 @@ void ReadJob::add_given() {
     }
 }
 
-// Its handlers are posted but for the copy, so that none ends the exchange inside.
+// What it says is heard in the next turn, but for a cell, which is copied at once: so nothing ends the exchange inside.
 void ReadJob::begin_exchange() {
     const auto self = std::static_pointer_cast<ReadJob>(shared_from_this());
-    const auto later = [self](auto&& what) {
-        boost::asio::post(self->reactor_.executor(), std::forward<decltype(what)>(what));
-    };
     waiting_ = exchanging_ = true;
     hold();
-    on_stop_.emplace(options_.stop, [self, later] {
-        later([self] {
-            self->fail({.code = std::make_error_code(std::errc::operation_canceled),
-                        .operation = "read data"});
-        });
+    on_stop_.emplace(options_.stop, [self] {
+        boost::asio::post(self->reactor_.executor(), in_memory(self->stop_memory_, [self] {
+                              self->try_step([&] {
+                                  self->fail(
+                                      {.code = std::make_error_code(std::errc::operation_canceled),
+                                       .operation = "read data"});
+                              });
+                          }));
     });
     std::vector<CellName> wanted;
     for (const Taken& taken : taken_)
         wanted.push_back(taken.name);
-    exchange_->begin({.on_ready = [self, later] { later([self] { self->on_exchange_ready(); }); },
+    exchange_->begin({.on_ready =
+                          [self] {
+                              self->heard_.ready = true;
+                              self->schedule_turn();
+                          },
                       .on_cell = [this](const CellName& name,
                                         const CellImage& image) { return take(name, image); },
-                      .on_done = [self, later] { later([self] { self->on_exchange_done(); }); },
+                      .on_done =
+                          [self] {
+                              self->heard_.done = true;
+                              self->schedule_turn();
+                          },
                       .on_failed =
-                          [self, later](Error error) {
-                              later([self, error = std::move(error)] { self->fail(error); });
+                          [self](Error error) {
+                              self->heard_.failed = std::move(error);
+                              self->schedule_turn();
                           }},
                      wanted);
 }
 
-void ReadJob::on_exchange_ready() {
-    if (!std::exchange(waiting_, false))
-        return;
-    add_given();
-    start_cells();
-}
-
-void ReadJob::on_exchange_done() {
-    if (std::exchange(exchanging_, false))
+void ReadJob::on_turn() {
+    if (heard_.failed)
+        fail(std::move(*std::exchange(heard_.failed, std::nullopt)));
+    if ((heard_.done || error_) && std::exchange(exchanging_, false))
         release();
+    if (waiting_ && heard_.ready && !error_)
+        try_step([this] { add_given(); });
+    if ((heard_.ready || error_) && std::exchange(waiting_, false))
+        start_cells();
 }
 
 // Other ranks are told; what waits for them ends.
 void ReadJob::on_fail(const Error& error) {
     if (!exchange_)
         return;
-    (void)had_memory([&] { exchange_->give_up(error.message()); }); // the end tells them as well
+    std::string why;
+    (void)had_memory([&] { why = error.message(); });
+    exchange_->give_up(why);
     for (const auto& cell : std::exchange(given_, {}))
         finish_unloading(cell);
-    boost::asio::post(reactor_.executor(),
-                      [self = std::static_pointer_cast<ReadJob>(shared_from_this())] {
-                          self->on_exchange_done();
-                          if (std::exchange(self->waiting_, false))
-                              self->start_cells();
-                      });
+    schedule_turn();
 }
 
 bool ReadJob::is_given(const CellName& name) const {
@@ -175,11 +180,10 @@ void ReadJob::give(const CellName& name, const std::shared_ptr<Cell>& cell) {
     std::vector<ByteRange> ranges;
     for (const plan::Transfer& transfer : cell->transfers)
         ranges.push_back(transfer.range);
-    given_.push_back(cell);
     exchange_->giver().give(name, cell->buffer.data(), cell->image_begin, std::move(ranges),
                             [this, cell] {
-                                std::erase(given_, cell);
-                                finish_unloading(cell);
+                                if (std::erase(given_, cell) != 0)
+                                    finish_unloading(cell);
                             });
 }
 

@@ -70,20 +70,17 @@ struct HuggingFaceStorageReader::Impl {
 
     // Partners wait for a rank until it takes part or tells them why it does not.
     Result<std::shared_ptr<ReadJob>> make_job(const LoadPlan& plan, LoadPlanner& planner) {
-        auto is_first = or_out_of_memory([&] {
-            if (stop.stop_requested()) // of what was read before
-                stop = std::stop_source();
-            return Result<bool>(is_new(plan.exchange));
-        });
-        if (!is_first)
-            return std::unexpected(std::move(is_first.error()));
-        const bool exchange = *is_first;
-        auto job =
-            telling([&] { return make_job(plan, planner, exchange); }, // the planner may throw
-                    [&](const std::string& why) {
-                        if (exchange)
-                            tell(plan, why);
-                    });
+        const bool exchange = is_new(plan.exchange);
+        auto job = telling(
+            [&] {                          // the planner may throw
+                if (stop.stop_requested()) // of what was read before
+                    stop = std::stop_source();
+                return make_job(plan, planner, exchange);
+            },
+            [&](const std::string& why) {
+                if (exchange)
+                    tell(plan, why);
+            });
         if (!job)
             metrics::add_read({}, metrics::Outcome::failed);
         return job;
@@ -206,26 +203,25 @@ void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& pla
                                           ReadHandler handler) {
     auto delivery = Delivery<LoadReport>::make(executor(), handler);
     if (!delivery)
-        return;
+        return decline(plan, no_memory);
     struct Load {
         JobCounter::Ticket ticket;
         LoadPlan plan;
-        std::shared_ptr<ReadJob> job;
         std::unique_ptr<Delivery<LoadReport>> delivery{};
     };
-    auto made = or_out_of_memory([&]() -> Result<std::unique_ptr<Load>> {
-        auto job = impl_->make_job(plan, planner);
-        if (!job)
-            return std::unexpected(std::move(job.error()));
-        return std::unique_ptr<Load>(
-            new Load{JobCounter::Ticket(impl_->jobs), plan, std::move(*job)});
+    // Before the job: what has joined an exchange begins.
+    auto load = or_out_of_memory([&]() -> Result<std::unique_ptr<Load>> {
+        return std::unique_ptr<Load>(new Load{JobCounter::Ticket(impl_->jobs), plan});
     });
-    if (!made)
+    if (!load)
+        decline(plan, no_memory);
+    auto job = load ? impl_->make_job(plan, planner)
+                    : Result<std::shared_ptr<ReadJob>>(std::unexpected(std::move(load.error())));
+    if (!job)
         return Delivery<LoadReport>::end(std::move(delivery),
-                                         std::unexpected(std::move(made.error())));
-    (*made)->delivery = std::move(delivery);
-    const auto job = std::move((*made)->job);
-    job->start([load = std::move(*made), &planner](Result<LoadReport> result) mutable {
+                                         std::unexpected(std::move(job.error())));
+    (*load)->delivery = std::move(delivery);
+    (*job)->start([load = std::move(*load), &planner](Result<LoadReport> result) mutable {
         if (result)
             if (auto committed = commit_all(load->plan, planner); !committed)
                 result = std::unexpected(std::move(committed.error()));

@@ -366,12 +366,8 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
                                            WriteHandler handler) {
     auto delivery = Delivery<WriteResults>::make(executor(), handler);
     if (!delivery)
-        return;
-    auto job = or_out_of_memory([&] {
-        if (plan.storage)
-            impl_->begin_work(plan.storage->attempt);
-        return impl_->make_job(plan, planner);
-    });
+        return decline(plan, no_memory);
+    auto job = or_out_of_memory([&] { return impl_->make_job(plan, planner); });
     if (!job) {
         metrics::add_write({}, metrics::Outcome::failed);
         return Delivery<WriteResults>::end(std::move(delivery),
@@ -387,15 +383,17 @@ void HuggingFaceStorageWriter::start_write(const SavePlan& plan, SavePlanner& pl
 Result<std::shared_ptr<WriteJob>> HuggingFaceStorageWriter::Impl::make_job(const SavePlan& plan,
                                                                            SavePlanner& planner) {
     Reactor& running = *reactor.value();
-    if (stop.stop_requested()) // of what was written before
-        stop = std::stop_source();
     if (!WriteExchange::claim(running, plan))
         return fail(
             Errc::plan_not_prepared, "write data",
             "this plan has been written or declined before, and ranks that exchange do so once; "
             "prepare the save again");
     return telling(
-        [&] { // the planner may throw
+        [&] {                          // the planner may throw
+            if (stop.stop_requested()) // of what was written before
+                stop = std::stop_source();
+            if (plan.storage)
+                begin_work(plan.storage->attempt);
             return WriteJob::make(running, plan, planner,
                                   {.digests = options.digests,
                                    .progress = options.progress,
@@ -508,7 +506,7 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::commit(std::vector<WriteResul
 }
 
 void HuggingFaceStorageWriter::decline(const SavePlan& plan, const std::string& why) {
-    if (const auto running = impl_->reactor.get())
+    if (const auto running = impl_->reactor.get(); running && WriteExchange::claim(**running, plan))
         WriteExchange::decline(**running, plan, why);
 }
 

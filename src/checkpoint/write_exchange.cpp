@@ -84,7 +84,8 @@ bool WriteExchange::claim(Reactor& reactor, const SavePlan& plan) {
 void WriteExchange::decline(Reactor& reactor, const SavePlan& plan, const std::string& why) {
     if (plan.storage && plan.storage->exchange)
         PeerGroup::decline(reactor, plan.storage->attempt, plan.rank,
-                           partners_of(*plan.storage->exchange), why);
+                           {&plan.storage->exchange->sources, &plan.storage->exchange->takers},
+                           why);
 }
 
 void WriteExchange::begin(Handlers handlers) {

@@ -37,7 +37,7 @@ class WriteExchange {
     struct Handlers {
         /// By the item's place in the rank's whole plan; nothing where this rank writes it by itself.
         std::function<std::optional<Source>(std::uint32_t)> source_of;
-        /// All sources have told which items they give.
+        /// All sources have told which items they give. Needs no memory, as the two that follow.
         std::function<void()> on_ready;
         /// No taker needs this rank's memory any more.
         std::function<void()> on_released;
@@ -57,6 +57,7 @@ class WriteExchange {
     static void decline(Reactor& reactor, const SavePlan& plan, const std::string& why);
     ~WriteExchange();
 
+    /// Throws std::bad_alloc, as take(), fetch() and finish_taking() do; end() must follow.
     void begin(Handlers handlers);
     /// Whether its source writes it by itself; from on_ready on, as what follows.
     bool kept(std::uint32_t foreign) const { return items_[foreign].kind == Kind::kept; }
@@ -80,7 +81,7 @@ class WriteExchange {
     void end();
 
     const ExchangePlan& plan() const { return plan_; }
-    const ExchangeReport& report() const { return report_; }
+    ExchangeReport take_report() { return std::move(report_); }
 
   private:
     enum class Kind : std::uint32_t { unknown, kept, dense, strided };

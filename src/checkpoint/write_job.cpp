@@ -161,7 +161,7 @@ void WriteJob::start(Handler handler) {
         reactor_.executor(),
         in_memory(start_memory_, [self = std::static_pointer_cast<WriteJob>(shared_from_this())] {
             if (self->exchange_)
-                self->begin_exchange();
+                self->try_step([&] { self->begin_exchange(); });
             else
                 self->open_files();
         }));
@@ -315,14 +315,14 @@ Result<CellPipeline::Loaded> WriteJob::load(const std::shared_ptr<Cell>& loading
         end_loading(cell);
         return Loaded::now;
     }
-    fetching_.push_back(loading);
     exchange_->fetch(round_down(cell.request->range.begin, chunk_bytes_), wanted,
                      [this, loading, wanted](const std::byte* slot) {
                          copy_fetched(*loading, wanted, slot);
-                         std::erase(fetching_, loading);
                          end_loading(*loading);
+                         std::erase(fetching_, loading); // what throws before is on_fail's to end
                          finish_loading(loading);
                      });
+    fetching_.push_back(loading);
     return Loaded::later;
 }
 
@@ -386,7 +386,7 @@ void WriteJob::deliver() {
     delivered_ = true;
     on_stop_.reset();
     if (exchange_) {
-        results_.exchange = exchange_->report();
+        results_.exchange = exchange_->take_report();
         exchange_->end();
     }
     items_.clear(); // the owners' memory is free before the caller hears of it

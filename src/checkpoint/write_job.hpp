@@ -68,6 +68,7 @@ class WriteJob final : public CellPipeline {
     void add_foreign(const ExchangePlan& exchange);
     Result<void> plan_files();
     void begin_exchange();
+    void on_turn() override;
     void on_exchange_ready();
     std::optional<WriteExchange::Source> source_of(std::uint32_t item) const;
     void open_files();
@@ -107,6 +108,13 @@ class WriteJob final : public CellPipeline {
     std::size_t cells_to_take_ = 0;
     bool exchanging_ = false; // not ready so far
     bool giving_ = false;     // takers need this rank's memory
+    // What the exchange has said, for the next turn.
+    struct {
+        bool ready = false;
+        bool released = false;
+        std::optional<Error> failed;
+    } heard_;
+    HandlerMemory stop_memory_;
     std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     std::stop_token stop_;
     std::shared_ptr<Throttle> throttle_;

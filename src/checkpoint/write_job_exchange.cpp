@@ -57,44 +57,54 @@ void WriteJob::add_foreign(const ExchangePlan& exchange) {
     }
 }
 
-// Its handlers are posted, so that none ends the exchange inside.
+// What it says is heard in the next turn, so that nothing ends the exchange inside.
 void WriteJob::begin_exchange() {
     const auto self = std::static_pointer_cast<WriteJob>(shared_from_this());
-    const auto later = [self](auto&& what) {
-        boost::asio::post(self->reactor_.executor(), std::forward<decltype(what)>(what));
-    };
     if (giving_)
         hold();
-    on_stop_.emplace(stop_, [self, later] {
-        later([self] {
-            self->fail({.code = std::make_error_code(std::errc::operation_canceled),
-                        .operation = "write data",
-                        .detail = self->exchange_->awaited()});
-        });
+    on_stop_.emplace(stop_, [self] {
+        boost::asio::post(self->reactor_.executor(), in_memory(self->stop_memory_, [self] {
+                              self->try_step([&] {
+                                  self->fail(
+                                      {.code = std::make_error_code(std::errc::operation_canceled),
+                                       .operation = "write data",
+                                       .detail = self->exchange_->awaited()});
+                              });
+                          }));
     });
     exchange_->begin({.source_of = [self](std::uint32_t item) { return self->source_of(item); },
-                      .on_ready = [self, later] { later([self] { self->on_exchange_ready(); }); },
+                      .on_ready =
+                          [self] {
+                              self->heard_.ready = true;
+                              self->schedule_turn();
+                          },
                       .on_released =
-                          [self, later] {
-                              later([self] {
-                                  if (std::exchange(self->giving_, false))
-                                      self->release();
-                              });
+                          [self] {
+                              self->heard_.released = true;
+                              self->schedule_turn();
                           },
                       .on_failed =
-                          [self, later](Error error) {
-                              later([self, error = std::move(error)] { self->fail(error); });
+                          [self](Error error) {
+                              self->heard_.failed = std::move(error);
+                              self->schedule_turn();
                           }});
 }
 
+void WriteJob::on_turn() {
+    if (heard_.failed)
+        fail(std::move(*std::exchange(heard_.failed, std::nullopt)));
+    if ((heard_.released || error_) && std::exchange(giving_, false))
+        release();
+    if (error_ && std::exchange(exchanging_, false))
+        start_cells(); // none: to end
+    else if (exchanging_ && heard_.ready)
+        try_step([this] { on_exchange_ready(); });
+}
+
 void WriteJob::on_exchange_ready() {
-    if (!std::exchange(exchanging_, false))
-        return;
     add_foreign(exchange_->plan());
-    if (auto planned = plan_files(); !planned) {
-        exchanging_ = true; // nothing has begun
+    if (auto planned = plan_files(); !planned)
         return fail(std::move(planned.error()));
-    }
     for (const File& file : files_)
         for (const plan::CellRequest& request : file.plan.requests)
             cells_to_take_ += std::ranges::any_of(
@@ -102,6 +112,7 @@ void WriteJob::on_exchange_ready() {
                 [&](const plan::Segment& segment) { return is_foreign(segment.item); });
     if (cells_to_take_ == 0)
         exchange_->finish_taking();
+    exchanging_ = false;
     open_files();
 }
 
@@ -119,16 +130,12 @@ std::optional<WriteExchange::Source> WriteJob::source_of(std::uint32_t whole) co
 void WriteJob::on_fail(const Error& error) {
     if (!exchange_)
         return;
-    (void)had_memory([&] { exchange_->give_up(error.message()); }); // the end tells them as well
+    std::string why;
+    (void)had_memory([&] { why = error.message(); });
+    exchange_->give_up(why);
     for (const auto& cell : std::exchange(fetching_, {}))
         finish_loading(cell);
-    boost::asio::post(reactor_.executor(),
-                      [self = std::static_pointer_cast<WriteJob>(shared_from_this())] {
-                          if (std::exchange(self->giving_, false))
-                              self->release();
-                          if (std::exchange(self->exchanging_, false))
-                              self->start_cells();
-                      });
+    schedule_turn();
 }
 
 // Whether another rank's bytes are in the image now.

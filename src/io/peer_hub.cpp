@@ -5,10 +5,10 @@
 #include <charconv>
 #include <cstring>
 #include <fstream>
+#include <functional>
 #include <random>
 #include <utility>
 
-#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 #include <poll.h>
 #include <sys/socket.h>
@@ -64,7 +64,7 @@ std::string name_of(std::string_view key, std::uint32_t rank) {
     return fmt::format("{}/{}/{}", key, rank, random_text().substr(0, 8));
 }
 
-std::optional<std::pair<std::string, std::uint32_t>> parse_name(std::string_view name) {
+std::optional<std::pair<std::string_view, std::uint32_t>> parse_name(std::string_view name) {
     const std::size_t last = name.rfind('/');
     if (last == std::string_view::npos || last == 0)
         return std::nullopt;
@@ -76,8 +76,11 @@ std::optional<std::pair<std::string, std::uint32_t>> parse_name(std::string_view
     const auto parsed = std::from_chars(number.data(), number.data() + number.size(), rank);
     if (parsed.ec != std::errc() || parsed.ptr != number.data() + number.size())
         return std::nullopt;
-    return std::pair(std::string(name.substr(0, before)), rank);
+    return std::pair(name.substr(0, before), rank);
 }
+
+constexpr std::size_t most_known = 1024;
+constexpr std::size_t most_early = 256;
 
 bool hung_up(const Descriptor& connection) {
     pollfd polled{.fd = connection.get(), .events = 0, .revents = 0};
@@ -89,6 +92,15 @@ std::unexpected<Error> system_failure(std::string operation, std::string detail 
 }
 
 } // namespace
+
+PeerKey::PeerKey(std::string_view text) : size_(std::min(text.size(), text_.size())) {
+    std::copy_n(text.data(), size_, text_.data());
+}
+
+PeerKey::PeerKey(std::string_view exchange, std::uint32_t rank) {
+    const auto text = fmt::format_to_n(text_.data(), text_.size(), "{}/{}", exchange, rank);
+    size_ = static_cast<std::size_t>(text.out - text_.data());
+}
 
 Result<std::shared_ptr<PeerHub>> PeerHub::create(Executor executor) {
     const std::string host = host_text();
@@ -108,11 +120,32 @@ PeerHub::PeerHub(Executor executor, Descriptor listening, std::string endpoint)
     : executor_(executor), listening_(executor), endpoint_(std::move(endpoint)) {
     listening_.assign(listening.get());
     (void)listening.release();
+    wait_memory_ = std::make_shared<HandlerMemory>();
+    known_.reserve(most_known);
+    early_.reserve(most_early);
 }
 
-bool PeerHub::claim(std::string key) {
-    const std::lock_guard lock(known_mutex_);
-    return known_.emplace(std::move(key), Stage::claimed).second;
+PeerHub::Known* PeerHub::find_known(std::string_view key) {
+    const auto found = std::ranges::find(known_, std::hash<std::string_view>()(key), &Known::key);
+    return found == known_.end() ? nullptr : &*found;
+}
+
+void PeerHub::set_known(std::string_view key, Stage stage) {
+    const Known known{std::hash<std::string_view>()(key), stage};
+    if (Known* found = find_known(key))
+        *found = known;
+    else if (known_.size() < most_known)
+        known_.push_back(known);
+    else
+        known_[oldest_known_++ % most_known] = known;
+}
+
+bool PeerHub::claim(std::string_view key) {
+    const std::lock_guard lock(mutex_);
+    if (find_known(key) != nullptr)
+        return false;
+    set_known(key, Stage::claimed);
+    return true;
 }
 
 Result<std::shared_ptr<PeerSocket>> PeerHub::connect(const std::string& endpoint,
@@ -137,46 +170,45 @@ Result<std::shared_ptr<PeerSocket>> PeerHub::connect(const std::string& endpoint
     return connected;
 }
 
-void PeerHub::expect(const std::string& key, OnConnected on_connected) {
+void PeerHub::expect(std::string_view key, OnConnected on_connected) {
     const auto [expected, inserted] = expected_.emplace(key, std::move(on_connected));
     SAFERING_ASSERT(inserted);
-    std::vector<Arrived> early = std::exchange(early_, {});
-    for (Arrived& arrived : early)
-        route(std::move(arrived));
     if (!std::exchange(waiting_, true))
         wait_for_connections();
+    while (auto arrived = take_early(key))
+        route(key, arrived->rank, std::move(arrived->connection));
+}
+
+// Nothing more where what is called has forgotten the key: then it is over.
+std::optional<PeerHub::Arrived> PeerHub::take_early(std::string_view key) {
+    const std::lock_guard lock(mutex_);
+    const auto found =
+        std::ranges::find_if(early_, [&](const Arrived& arrived) { return arrived.key == key; });
+    if (found == early_.end())
+        return std::nullopt;
+    std::optional<Arrived> taken(std::move(*found));
+    early_.erase(found);
+    return taken;
 }
 
 // While nobody expects anything nothing is waited for, so that an embedder's io_context runs out of work.
-void PeerHub::forget(const std::string& key) {
-    set_over(key);
-    expected_.erase(key);
+void PeerHub::forget(std::string_view key) {
+    refuse(key);
+    if (const auto expected = expected_.find(key); expected != expected_.end())
+        expected_.erase(expected);
     if (expected_.empty())
         listening_.cancel();
 }
 
-void PeerHub::refuse(std::string key) {
-    set_over(key);
-    boost::asio::post(executor_, [weak = weak_from_this(), key = std::move(key)] {
-        if (const auto self = weak.lock())
-            std::erase_if(self->early_, [&](const Arrived& arrived) { return arrived.key == key; });
-    });
-}
-
-void PeerHub::set_over(const std::string& key) {
-    const std::lock_guard lock(known_mutex_);
-    known_.insert_or_assign(key, Stage::over);
-}
-
-bool PeerHub::is_over(const std::string& key) const {
-    const std::lock_guard lock(known_mutex_);
-    const auto known = known_.find(key);
-    return known != known_.end() && known->second == Stage::over;
+void PeerHub::refuse(std::string_view key) {
+    const std::lock_guard lock(mutex_);
+    set_known(key, Stage::over);
+    std::erase_if(early_, [&](const Arrived& arrived) { return arrived.key == key; });
 }
 
 void PeerHub::wait_for_connections() {
     // Weak: the last turn of an embedder's io_context may come after the reactor's end.
-    listening_.async_wait(listening_.wait_read, [weak = weak_from_this()](auto error) {
+    const auto on_wait = [weak = weak_from_this(), memory = wait_memory_](auto error) {
         const auto self = weak.lock();
         if (!self)
             return;
@@ -186,7 +218,8 @@ void PeerHub::wait_for_connections() {
             self->waiting_ = false;
         else
             self->wait_for_connections();
-    });
+    };
+    listening_.async_wait(listening_.wait_read, in_memory(*wait_memory_, on_wait));
 }
 
 void PeerHub::accept_all() {
@@ -212,24 +245,24 @@ void PeerHub::take(Descriptor connection) {
         return;
     auto name = parse_name({peer.name.sun_path + 1, peer.length - name_begin});
     if (name)
-        route({std::move(name->first), name->second, std::move(connection)});
+        route(name->first, name->second, std::move(connection));
 }
 
-void PeerHub::route(Arrived arrived) {
-    const auto expected = expected_.find(arrived.key);
+void PeerHub::route(std::string_view key, std::uint32_t rank, Descriptor connection) {
+    const auto expected = expected_.find(key);
     if (expected != expected_.end()) {
         const OnConnected on_connected = expected->second; // it may forget the key
-        on_connected(std::make_shared<PeerSocket>(executor_, std::move(arrived.connection)),
-                     arrived.rank);
-        return;
+        return on_connected(std::move(connection), rank);
     }
-    if (!is_over(arrived.key)) // else its rank sees the end of the connection
-        keep(std::move(arrived));
+    const std::lock_guard lock(mutex_);
+    const Known* known = find_known(key);
+    if (known == nullptr ||
+        known->stage != Stage::over) // else its rank sees the end of the connection
+        keep({PeerKey(key), rank, std::move(connection)});
 }
 
 // Nobody may ever come for one. One whose rank has hung up is kept while there is room: it may tell why.
 void PeerHub::keep(Arrived arrived) {
-    constexpr std::size_t most_early = 256;
     if (early_.size() == most_early) {
         const auto gone = std::ranges::find_if(early_, hung_up, &Arrived::connection);
         early_.erase(gone == early_.end() ? early_.begin() : gone);

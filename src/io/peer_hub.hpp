@@ -5,6 +5,7 @@
 // its kernel accepts in its place.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -16,42 +17,61 @@
 #include <vector>
 
 #include <safering/error.hpp>
+#include <safering/handler_memory.hpp>
 
 #include "io/peer_socket.hpp"
 
 namespace safering {
 
-/// All but endpoint(), claim() and refuse() on the executor's thread.
+/// What a connection asks for. It lies in a socket's name, which is short, and so it needs no memory.
+class PeerKey {
+  public:
+    /// What does not fit is left out: nobody can connect with such a key.
+    explicit PeerKey(std::string_view text);
+    /// A rank in an exchange.
+    PeerKey(std::string_view exchange, std::uint32_t rank);
+
+    operator std::string_view() const { return {text_.data(), size_}; }
+
+  private:
+    std::array<char, 108> text_;
+    std::size_t size_;
+};
+
+/// All but endpoint(), claim() and refuse() on the executor's thread. create(), connect() and expect() throw
+/// std::bad_alloc, and have done nothing then; the others need no memory.
 class PeerHub : public std::enable_shared_from_this<PeerHub> {
   public:
     using Executor = PeerSocket::Executor;
-    using OnConnected = std::function<void(std::shared_ptr<PeerSocket>, std::uint32_t rank)>;
+    /// Must not throw; small enough to be copied without memory.
+    using OnConnected = std::function<void(Descriptor connection, std::uint32_t rank)>;
 
     /// Errors: what the system says where it grants no such socket.
     static Result<std::shared_ptr<PeerHub>> create(Executor executor);
 
+    const Executor& executor() const { return executor_; }
     /// "<host>/<name>": kernel, network namespace and user, which both must share, then the socket's name.
     const std::string& endpoint() const { return endpoint_; }
 
-    /// Whether nobody has claimed or refused the key so far. Any thread.
-    bool claim(std::string key);
+    /// Whether nobody has claimed or refused the key so far, as far as it is remembered: of the last thousand. Any thread.
+    bool claim(std::string_view key);
 
     /// Connects as `rank` to whoever expects `key` there. Errors: io_peer_lost.
     Result<std::shared_ptr<PeerSocket>> connect(const std::string& endpoint, std::string_view key,
                                                 std::uint32_t rank);
     /// Calls back for every connection that asks for `key`, those that came already included, until
-    /// forget(key). The sockets are not started.
-    void expect(const std::string& key, OnConnected on_connected);
+    /// forget(key).
+    void expect(std::string_view key, OnConnected on_connected);
     /// Whoever asks for the key finds the connection closed from now on: what it stands for takes place once.
-    void forget(const std::string& key);
+    void forget(std::string_view key);
     /// The same for one that is not expected, now or later, and for those that came already. Any thread.
-    void refuse(std::string key);
+    void refuse(std::string_view key);
     /// Looks for connections now.
     void poll() { accept_all(); }
 
   private:
     struct Arrived {
-        std::string key;
+        PeerKey key;
         std::uint32_t rank;
         Descriptor connection;
     };
@@ -60,21 +80,31 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     void wait_for_connections();
     void accept_all();
     void take(Descriptor connection);
-    void route(Arrived arrived);
+    void route(std::string_view key, std::uint32_t rank, Descriptor connection);
     void keep(Arrived arrived);
-    void set_over(const std::string& key);
-    bool is_over(const std::string& key) const;
+    std::optional<Arrived> take_early(std::string_view key);
 
     Executor executor_;
     boost::asio::posix::stream_descriptor listening_;
     std::string endpoint_;
     std::map<std::string, OnConnected, std::less<>> expected_;
+    bool waiting_ = false;
+    std::shared_ptr<HandlerMemory> wait_memory_;
+
+    // What is known of the last exchanges that there were.
+    enum class Stage : std::uint8_t { claimed, over };
+    struct Known {
+        std::size_t key; // its hash
+        Stage stage;
+    };
+    Known* find_known(std::string_view key);
+    void set_known(std::string_view key, Stage stage);
+
+    mutable std::mutex mutex_; // of what follows; both have room for all that they may hold
+    std::vector<Known> known_;
+    std::size_t oldest_known_ = 0;
     // For ranks of this process that have not come so far.
     std::vector<Arrived> early_;
-    bool waiting_ = false;
-    enum class Stage : std::uint8_t { claimed, over };
-    mutable std::mutex known_mutex_;
-    std::map<std::string, Stage> known_; // of all exchanges that there were, some bytes each
 };
 
 } // namespace safering

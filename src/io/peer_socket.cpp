@@ -10,12 +10,11 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include <safering/error.hpp>
-
 namespace safering {
 
-PeerSocket::PeerSocket(Executor executor, Descriptor connected)
-    : socket_(executor, connected.release()) {
+PeerSocket::PeerSocket(Executor executor, Descriptor connected) : socket_(executor) {
+    socket_.assign(connected.get());
+    (void)connected.release();
     ucred peer{};
     socklen_t length = sizeof peer;
     if (::getsockopt(socket_.native_handle(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
@@ -23,28 +22,32 @@ PeerSocket::PeerSocket(Executor executor, Descriptor connected)
     process_ = peer.pid;
     same_user_ = peer.uid == ::geteuid();
     if (process_ > 0) {
-        const auto pidfd = static_cast<int>(::syscall(SYS_pidfd_open, process_, 0));
-        if (pidfd >= 0) // without one (a kernel before 5.3) the socket's end has to do
-            life_.emplace(executor, pidfd);
-        else
+        Descriptor pidfd(static_cast<int>(::syscall(SYS_pidfd_open, process_, 0)));
+        if (pidfd) { // without one (a kernel before 5.3) the socket's end has to do
+            life_.emplace(executor).assign(pidfd.get());
+            (void)pidfd.release();
+        } else {
             gone_ = errno == ESRCH; // a child of it may hold the socket
+        }
     }
 }
 
 void PeerSocket::start(Handlers handlers) {
+    received_.resize(max_message_bytes);
     handlers_ = std::make_shared<Handlers>(std::move(handlers));
     wait_readable();
     wait_for_death();
 }
 
 void PeerSocket::wait_readable() {
-    socket_.async_wait(socket_.wait_read, [self = shared_from_this()](auto error) {
-        if (error || !self->handlers_)
-            return;
-        self->receive();
-        if (self->handlers_)
-            self->wait_readable();
-    });
+    socket_.async_wait(socket_.wait_read,
+                       in_memory(read_memory_, [self = shared_from_this()](auto error) {
+                           if (error || !self->handlers_)
+                               return;
+                           self->receive();
+                           if (self->handlers_)
+                               self->wait_readable();
+                       }));
 }
 
 void PeerSocket::wait_for_death() {
@@ -52,21 +55,24 @@ void PeerSocket::wait_for_death() {
         if (error || !self->handlers_)
             return;
         self->receive(); // what it said before
-        self->end(fmt::format("process {} has ended", self->process_));
+        std::array<char, 64> why{};
+        const auto text =
+            fmt::format_to_n(why.data(), why.size(), "process {} has ended", self->process_);
+        self->end({why.data(), text.out});
     };
     if (life_)
-        life_->async_wait(life_->wait_read, on_death);
+        life_->async_wait(life_->wait_read, in_memory(death_memory_, on_death));
     else if (gone_)
-        boost::asio::post(socket_.get_executor(), [on_death] { on_death({}); });
+        boost::asio::post(socket_.get_executor(),
+                          in_memory(death_memory_, [on_death] { on_death({}); }));
 }
 
 // What is there, until the peer's end or nothing more; somebody who sends for ever must not have the thread.
 void PeerSocket::receive() {
     constexpr int at_once = 64;
-    std::vector<std::byte> buffer(max_message_bytes);
     for (int i = 0; i < at_once && handlers_; ++i) {
         alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
-        iovec part{buffer.data(), buffer.size()};
+        iovec part{received_.data(), received_.size()};
         msghdr message{};
         message.msg_iov = &part;
         message.msg_iovlen = 1;
@@ -79,9 +85,14 @@ void PeerSocket::receive() {
         // A reset is told before what the peer said last.
         if (got < 0 && (errno == ECONNRESET || errno == EINTR))
             continue;
-        if (got <= 0)
-            return end(got == 0 ? "the connection was closed"
-                                : fmt::format("the connection broke: {}", std::strerror(errno)));
+        if (got == 0)
+            return end("the connection was closed");
+        if (got < 0) {
+            std::array<char, 128> why{};
+            const auto text = fmt::format_to_n(why.data(), why.size(), "the connection broke: {}",
+                                               std::strerror(errno));
+            return end({why.data(), text.out});
+        }
         Descriptor descriptor;
         if (const cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr &&
                                                              header->cmsg_level == SOL_SOCKET &&
@@ -91,7 +102,7 @@ void PeerSocket::receive() {
             descriptor = Descriptor(number);
         }
         const auto handlers = handlers_; // the handler may close this socket
-        handlers->on_message(std::span(buffer).first(static_cast<std::size_t>(got)),
+        handlers->on_message(std::span(received_).first(static_cast<std::size_t>(got)),
                              std::move(descriptor));
     }
 }
@@ -127,33 +138,40 @@ PeerSocket::Sent PeerSocket::try_send(const Outgoing& outgoing) {
     }
 }
 
-void PeerSocket::drain() {
-    while (!outgoing_.empty() && !draining_ && socket_.is_open()) {
+// Whether nothing is left to be sent.
+bool PeerSocket::flush() {
+    while (!outgoing_.empty() && socket_.is_open()) {
         switch (try_send(outgoing_.front())) {
         case Sent::yes: outgoing_.pop_front(); break;
-        case Sent::failed: outgoing_.clear(); return; // its end is received too, and told there
-        case Sent::full:
-            draining_ = true;
-            socket_.async_wait(socket_.wait_write, [self = shared_from_this()](auto error) {
-                self->draining_ = false;
-                if (!error)
-                    self->drain();
-            });
+        case Sent::failed: outgoing_.clear(); break; // its end is received too, and told there
+        case Sent::full: return false;
         }
     }
+    return true;
 }
 
-void PeerSocket::end(std::string why) {
+void PeerSocket::drain() {
+    if (draining_ || flush())
+        return;
+    draining_ = true;
+    socket_.async_wait(socket_.wait_write,
+                       in_memory(write_memory_, [self = shared_from_this()](auto error) {
+                           self->draining_ = false;
+                           if (!error)
+                               self->drain();
+                       }));
+}
+
+void PeerSocket::end(std::string_view why) {
     const auto handlers = handlers_;
     close();
     if (handlers)
-        handlers->on_closed(std::move(why));
+        handlers->on_closed(why);
 }
 
 void PeerSocket::close() {
     handlers_.reset();
-    draining_ = false;
-    drain(); // room that the loop has not told of
+    (void)flush(); // room that the loop has not told of
     boost::system::error_code ignored;
     socket_.close(ignored);
     if (life_)

@@ -22,9 +22,7 @@ struct Hub {
         return value_or_throw(hub->connect(hub->endpoint(), key, 7));
     }
     void expect(const std::string& key, int& count) {
-        hub->expect(key, [&count](const std::shared_ptr<PeerSocket>&, std::uint32_t rank) {
-            count += rank == 7;
-        });
+        hub->expect(key, [&count](const Descriptor&, std::uint32_t rank) { count += rank == 7; });
     }
     void settle() {
         context.restart();
@@ -64,7 +62,7 @@ TEST(PeerHub, WhoComesTooLateIsNotKept) {
         std::string why;
         const auto late = hub.connect(key);
         late->start({.on_message = [](std::span<const std::byte>, const Descriptor&) {},
-                     .on_closed = [&](std::string text) { why = std::move(text); }});
+                     .on_closed = [&](std::string_view text) { why = text; }});
         hub.settle();
         hub.settle();
         EXPECT_NE(why, "") << "it would wait for ever";
@@ -129,10 +127,12 @@ TEST(PeerHub, WhoHasHungUpIsStillHeard) {
     early->send(std::vector<std::byte>(3));
     early->close();
     hub.settle();
-    hub.hub->expect("wanted", [&](const std::shared_ptr<PeerSocket>& socket, std::uint32_t) {
+    std::shared_ptr<PeerSocket> socket;
+    hub.hub->expect("wanted", [&](Descriptor connection, std::uint32_t) {
+        socket = std::make_shared<PeerSocket>(hub.context.get_executor(), std::move(connection));
         socket->start({.on_message = [&](std::span<const std::byte> message,
                                          const Descriptor&) { bytes = message.size(); },
-                       .on_closed = [](const std::string&) {}});
+                       .on_closed = [](std::string_view) {}});
     });
     hub.settle();
     EXPECT_EQ(bytes, 3u);

@@ -82,7 +82,7 @@ TEST(PeerSocket, AProcessThatIsGoneIsHeardOfThoughAChildHoldsItsSocket) {
     const auto socket = std::make_shared<PeerSocket>(context.get_executor(), std::move(connected));
     std::string why;
     socket->start({.on_message = [](std::span<const std::byte>, const Descriptor&) {},
-                   .on_closed = [&](std::string said) { why = std::move(said); }});
+                   .on_closed = [&](std::string_view said) { why = said; }});
     while (why.empty() && context.run_one_for(std::chrono::seconds(60)) != 0)
         ;
     EXPECT_NE(why.find("has ended"), std::string::npos) << why;

@@ -5,6 +5,7 @@
 #include <future>
 #include <iterator>
 #include <optional>
+#include <thread>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -16,6 +17,7 @@
 #include <safering/save_load.hpp>
 
 #include "../checkpoint/model.hpp"
+#include "../checkpoint/thread_ranks.hpp"
 #include "../io/backends.hpp"
 #include "io/buffer_pool.hpp"
 #include "io/simulated_disk.hpp"
@@ -178,6 +180,132 @@ Way file_way() {
         }};
 }
 
+// Two ranks at work: `begin` says how a rank begins, `decline` what one says that could not. The cause, where a rank fails,
+// and not what follows from it on the other.
+template <typename Report>
+Result<std::vector<Report>>
+both(const std::function<std::future<Report>(std::uint32_t rank)>& begin,
+     const std::function<void(std::uint32_t rank)>& decline) {
+    std::array<std::future<Report>, 2> ends;
+    std::uint32_t begun = 0;
+    Result<std::vector<Report>> reports;
+    const auto fails = [&](const Error& error) {
+        if (reports || reports.error().code == Errc::io_peer_lost)
+            reports = std::unexpected(copy_of(error));
+    };
+    try {
+        for (; begun < ends.size(); ++begun)
+            ends[begun] = begin(begun);
+    } catch (const std::bad_alloc&) {
+        fails(out_of_memory());
+    }
+    for (std::uint32_t rank = begun; rank < ends.size(); ++rank)
+        decline(rank);
+    for (std::uint32_t rank = 0; rank < begun; ++rank) {
+        try {
+            Report report = ends[rank].get();
+            if (reports)
+                reports->push_back(std::move(report));
+        } catch (const std::bad_alloc&) {
+            fails(out_of_memory());
+        } catch (const Exception& exception) {
+            fails(exception.error());
+        }
+    }
+    return reports;
+}
+
+Result<void> save_in_exchange(const Model& model, const std::string& path, ExchangeWay how,
+                              const std::shared_ptr<Reactor>& reactor) {
+    const Sharding sharding{2, 1};
+    std::vector<Rank> ranks;
+    std::vector<std::unique_ptr<DefaultSavePlanner>> planners;
+    std::vector<std::unique_ptr<HuggingFaceStorageWriter>> writers;
+    std::vector<SavePlan> plans;
+    for (std::uint32_t rank = 0; rank < sharding.ranks; ++rank) {
+        ranks.push_back(cut(model, sharding, rank));
+        planners.push_back(std::make_unique<DefaultSavePlanner>(ranks[rank].tensors, rank));
+        writers.push_back(std::make_unique<HuggingFaceStorageWriter>(
+            path, WriterOptions{.exchange = how}, reactor));
+        auto local = writers[rank]->prepare_local_plan(planners[rank]->create_local_plan());
+        if (!local)
+            return std::unexpected(std::move(local.error()));
+        plans.push_back(std::move(*local));
+    }
+    auto global = create_global_plan(std::move(plans));
+    if (!global)
+        return std::unexpected(std::move(global.error()));
+    auto prepared = writers[0]->prepare_global_plan(std::move(global->plans));
+    if (!prepared)
+        return std::unexpected(std::move(prepared.error()));
+    auto written = both<WriteResults>(
+        [&](std::uint32_t rank) {
+            return writers[rank]->write_data((*prepared)[rank], *planners[rank]);
+        },
+        [&](std::uint32_t rank) { writers[rank]->decline((*prepared)[rank], "no memory"); });
+    if (!written)
+        return std::unexpected(std::move(written.error()));
+    auto saved = writers[0]->finish(global->metadata, std::move(*written));
+    if (!saved)
+        return std::unexpected(std::move(saved.error()));
+    return {};
+}
+
+Result<void> load_in_exchange(const Model& expected, const std::string& path, ExchangeWay how,
+                              const std::shared_ptr<Reactor>& reactor) {
+    std::vector<Model> loaded(2, expected);
+    std::vector<std::unique_ptr<HuggingFaceStorageReader>> readers;
+    std::vector<std::unique_ptr<DefaultLoadPlanner>> planners;
+    std::vector<LoadPlan> plans;
+    for (Model& model : loaded) {
+        for (TestTensor& tensor : model)
+            std::ranges::fill(tensor.bytes, std::byte{0xA5});
+        readers.push_back(std::make_unique<HuggingFaceStorageReader>(
+            path, ReaderOptions{.exchange = how}, reactor));
+        auto metadata = readers.back()->read_metadata();
+        if (!metadata)
+            return std::unexpected(std::move(metadata.error()));
+        planners.push_back(std::make_unique<DefaultLoadPlanner>(whole_destinations(model)));
+        auto plan = planners.back()->create_local_plan(*metadata);
+        if (!plan)
+            return std::unexpected(std::move(plan.error()));
+        auto local = readers.back()->prepare_local_plan(std::move(*plan));
+        if (!local)
+            return std::unexpected(std::move(local.error()));
+        plans.push_back(std::move(*local));
+    }
+    auto prepared = readers[0]->prepare_global_plan(std::move(plans));
+    if (!prepared)
+        return std::unexpected(std::move(prepared.error()));
+    if (!prepared->front().exchange)
+        return fail(Errc::plan_not_prepared, "load", "the ranks do not exchange");
+    auto read = both<LoadReport>(
+        [&](std::uint32_t rank) {
+            return readers[rank]->async_read_data((*prepared)[rank], *planners[rank]);
+        },
+        [&](std::uint32_t rank) { readers[rank]->decline((*prepared)[rank], "no memory"); });
+    if (!read)
+        return std::unexpected(std::move(read.error()));
+    for (const Model& model : loaded)
+        for (std::size_t i = 0; i < expected.size(); ++i)
+            if (model[i].bytes != expected[i].bytes)
+                return fail(Errc::checkpoint_conflict, "load", expected[i].name + " differs");
+    return {};
+}
+
+// By two ranks, each of which takes bytes of the other.
+Way exchange_way(ExchangeWay how) {
+    return {fmt::format("a checkpoint exchanged by {}", name(how)),
+            [how](const Model& model, const std::string& path,
+                  const std::shared_ptr<Reactor>& reactor) {
+                return save_in_exchange(model, path, how, reactor);
+            },
+            [how](const Model& model, const std::string& path,
+                  const std::shared_ptr<Reactor>& reactor) {
+                return load_in_exchange(model, path, how, reactor);
+            }};
+}
+
 // By an AsyncSaver of one rank.
 Way saver_way() {
     return {"a saver's checkpoint",
@@ -193,6 +321,77 @@ Way saver_way() {
                 return {};
             },
             load};
+}
+
+// What carries words between ranks is not under test.
+class ExemptRank final : public Collectives {
+  public:
+    explicit ExemptRank(std::shared_ptr<Collectives> real) : real_(std::move(real)) {}
+    std::uint32_t rank() const override { return real_->rank(); }
+    std::uint32_t ranks() const override { return real_->ranks(); }
+    Result<std::vector<Bytes>> gather(Bytes own) override {
+        return exempt([&] { return real_->gather(std::move(own)); });
+    }
+    Result<Bytes> scatter(std::vector<Bytes> parts) override {
+        return exempt([&] { return real_->scatter(std::move(parts)); });
+    }
+
+  private:
+    template <typename F>
+    static std::invoke_result_t<F> exempt(F&& call) {
+        allocations::begin_exemption();
+        auto result = call();
+        allocations::end_exemption();
+        return result;
+    }
+
+    std::shared_ptr<Collectives> real_;
+};
+
+// By AsyncSavers of two ranks.
+Result<void> save_by_two_savers(const Model& model, const std::string& path,
+                                const std::shared_ptr<Reactor>& reactor) {
+    const Sharding sharding{2, 1};
+    const auto foreground = make_conversation(), background = make_conversation();
+    std::vector<std::unique_ptr<AsyncSaver>> savers;
+    std::vector<Rank> ranks;
+    std::vector<std::unique_ptr<DefaultSavePlanner>> planners;
+    std::vector<SavePlan> plans;
+    std::vector<std::string> paths(sharding.ranks, path);
+    for (std::uint32_t rank = 0; rank < sharding.ranks; ++rank) {
+        ranks.push_back(cut(model, sharding, rank));
+        planners.push_back(std::make_unique<DefaultSavePlanner>(ranks[rank].tensors, rank));
+        plans.push_back(planners[rank]->create_local_plan());
+        savers.push_back(std::make_unique<AsyncSaver>(
+            AsyncSaverOptions{.reactor = reactor,
+                              .foreground = std::make_shared<ExemptRank>(foreground[rank]),
+                              .background = std::make_shared<ExemptRank>(background[rank])}));
+    }
+    std::array<std::optional<Error>, 2> errors;
+    const auto save = [&](std::uint32_t rank) {
+        try {
+            auto saved =
+                savers[rank]->save(std::move(paths[rank]), std::move(plans[rank]), *planners[rank]);
+            if (saved)
+                (void)saved->get();
+            else
+                errors[rank] = std::move(saved.error());
+        } catch (const std::bad_alloc&) {
+            errors[rank] = out_of_memory();
+        } catch (const Exception& exception) {
+            errors[rank] = copy_of(exception.error());
+        }
+    };
+    std::thread other([&] { save(1); });
+    save(0);
+    other.join();
+    for (std::optional<Error>& error : errors)
+        if (error && error->code != Errc::io_peer_lost)
+            return std::unexpected(std::move(*error));
+    for (std::optional<Error>& error : errors)
+        if (error)
+            return std::unexpected(std::move(*error));
+    return {};
 }
 
 // A run's ground, and what lies at `path` of it.
@@ -436,9 +635,14 @@ std::vector<AllocationScenario> io_scenarios(BackendKind kind) {
     out.push_back(saving(kind, file, true));
     out.push_back(saving(kind, saver, true));
     out.push_back(superseding(kind));
+    out.push_back(saving(kind, {"a checkpoint of two savers", save_by_two_savers, load}, true));
     out.push_back(calling(kind));
     out.push_back(loading(kind, full));
     out.push_back(loading(kind, file));
+    for (const ExchangeWay how : {ExchangeWay::process_memory, ExchangeWay::shared_memory}) {
+        out.push_back(saving(kind, exchange_way(how), true));
+        out.push_back(loading(kind, exchange_way(how)));
+    }
     return out;
 }
 
