@@ -32,6 +32,8 @@ class Dispatched {
         Held& ending = *held_;
         ending.values = {std::move(values)...};
         const Executor executor = ending.executor;
+        // Until dispatch() has returned: when the handler has ended, its context may be waited for and destroyed.
+        const auto work = std::move(ending.work);
         // Not post(), as this is outside of locks and jobs already: a future's would go through threads of Boost.Asio's,
         // which a forked child of this process does not have.
         boost::asio::dispatch(
