@@ -104,15 +104,27 @@ class Ground {
     std::int64_t descriptors_ = 0;
 };
 
+// To be loaded into.
+Model emptied(Model model) {
+    for (TestTensor& tensor : model)
+        std::ranges::fill(tensor.bytes, std::byte{0xA5});
+    return model;
+}
+
+Result<void> compare(const Model& expected, const Model& loaded) {
+    for (std::size_t i = 0; i < expected.size(); ++i)
+        if (loaded[i].bytes != expected[i].bytes)
+            return fail(Errc::checkpoint_conflict, "load", expected[i].name + " differs");
+    return {};
+}
+
 Result<void> load(const Model& expected, const std::string& path,
                   const std::shared_ptr<Reactor>& reactor) {
     HuggingFaceStorageReader reader(path, {.exchange = ExchangeWay::off}, reactor);
     auto metadata = reader.read_metadata();
     if (!metadata)
         return std::unexpected(std::move(metadata.error()));
-    Model loaded = expected;
-    for (TestTensor& tensor : loaded)
-        std::ranges::fill(tensor.bytes, std::byte{0xA5});
+    Model loaded = emptied(expected);
     DefaultLoadPlanner planner(whole_destinations(loaded));
     auto plan = planner.create_local_plan(*metadata);
     if (!plan)
@@ -126,10 +138,7 @@ Result<void> load(const Model& expected, const std::string& path,
     if (!global)
         return std::unexpected(std::move(global.error()));
     (void)reader.async_read_data(global->front(), planner).get();
-    for (std::size_t i = 0; i < expected.size(); ++i)
-        if (loaded[i].bytes != expected[i].bytes)
-            return fail(Errc::checkpoint_conflict, "load", expected[i].name + " differs");
-    return {};
+    return compare(expected, loaded);
 }
 
 // What saves and loads of one kind have in common.
@@ -227,69 +236,47 @@ Result<void> save_in_exchange(const Model& model, const std::string& path, Excha
         planners.push_back(std::make_unique<DefaultSavePlanner>(ranks[rank].tensors, rank));
         writers.push_back(std::make_unique<HuggingFaceStorageWriter>(
             path, WriterOptions{.exchange = how}, reactor));
-        auto local = writers[rank]->prepare_local_plan(planners[rank]->create_local_plan());
-        if (!local)
-            return std::unexpected(std::move(local.error()));
-        plans.push_back(std::move(*local));
+        plans.push_back(
+            value_or_throw(writers[rank]->prepare_local_plan(planners[rank]->create_local_plan())));
     }
-    auto global = create_global_plan(std::move(plans));
-    if (!global)
-        return std::unexpected(std::move(global.error()));
-    auto prepared = writers[0]->prepare_global_plan(std::move(global->plans));
-    if (!prepared)
-        return std::unexpected(std::move(prepared.error()));
-    auto written = both<WriteResults>(
+    GlobalSavePlan global = value_or_throw(create_global_plan(std::move(plans)));
+    const std::vector<SavePlan> prepared =
+        value_or_throw(writers[0]->prepare_global_plan(std::move(global.plans)));
+    auto written = value_or_throw(both<WriteResults>(
         [&](std::uint32_t rank) {
-            return writers[rank]->write_data((*prepared)[rank], *planners[rank]);
+            return writers[rank]->write_data(prepared[rank], *planners[rank]);
         },
-        [&](std::uint32_t rank) { writers[rank]->decline((*prepared)[rank], "no memory"); });
-    if (!written)
-        return std::unexpected(std::move(written.error()));
-    auto saved = writers[0]->finish(global->metadata, std::move(*written));
-    if (!saved)
-        return std::unexpected(std::move(saved.error()));
+        [&](std::uint32_t rank) { writers[rank]->decline(prepared[rank], no_memory); }));
+    (void)value_or_throw(writers[0]->finish(global.metadata, std::move(written)));
     return {};
 }
 
 Result<void> load_in_exchange(const Model& expected, const std::string& path, ExchangeWay how,
                               const std::shared_ptr<Reactor>& reactor) {
-    std::vector<Model> loaded(2, expected);
+    std::vector<Model> loaded(2, emptied(expected));
     std::vector<std::unique_ptr<HuggingFaceStorageReader>> readers;
     std::vector<std::unique_ptr<DefaultLoadPlanner>> planners;
     std::vector<LoadPlan> plans;
     for (Model& model : loaded) {
-        for (TestTensor& tensor : model)
-            std::ranges::fill(tensor.bytes, std::byte{0xA5});
         readers.push_back(std::make_unique<HuggingFaceStorageReader>(
             path, ReaderOptions{.exchange = how}, reactor));
-        auto metadata = readers.back()->read_metadata();
-        if (!metadata)
-            return std::unexpected(std::move(metadata.error()));
+        const Metadata metadata = value_or_throw(readers.back()->read_metadata());
         planners.push_back(std::make_unique<DefaultLoadPlanner>(whole_destinations(model)));
-        auto plan = planners.back()->create_local_plan(*metadata);
-        if (!plan)
-            return std::unexpected(std::move(plan.error()));
-        auto local = readers.back()->prepare_local_plan(std::move(*plan));
-        if (!local)
-            return std::unexpected(std::move(local.error()));
-        plans.push_back(std::move(*local));
+        plans.push_back(value_or_throw(readers.back()->prepare_local_plan(
+            value_or_throw(planners.back()->create_local_plan(metadata)))));
     }
-    auto prepared = readers[0]->prepare_global_plan(std::move(plans));
-    if (!prepared)
-        return std::unexpected(std::move(prepared.error()));
-    if (!prepared->front().exchange)
+    const std::vector<LoadPlan> prepared =
+        value_or_throw(readers[0]->prepare_global_plan(std::move(plans)));
+    if (!prepared.front().exchange)
         return fail(Errc::plan_not_prepared, "load", "the ranks do not exchange");
-    auto read = both<LoadReport>(
+    (void)value_or_throw(both<LoadReport>(
         [&](std::uint32_t rank) {
-            return readers[rank]->async_read_data((*prepared)[rank], *planners[rank]);
+            return readers[rank]->async_read_data(prepared[rank], *planners[rank]);
         },
-        [&](std::uint32_t rank) { readers[rank]->decline((*prepared)[rank], "no memory"); });
-    if (!read)
-        return std::unexpected(std::move(read.error()));
+        [&](std::uint32_t rank) { readers[rank]->decline(prepared[rank], no_memory); }));
     for (const Model& model : loaded)
-        for (std::size_t i = 0; i < expected.size(); ++i)
-            if (model[i].bytes != expected[i].bytes)
-                return fail(Errc::checkpoint_conflict, "load", expected[i].name + " differs");
+        if (auto same = compare(expected, model); !same)
+            return same;
     return {};
 }
 
