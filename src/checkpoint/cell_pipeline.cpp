@@ -89,15 +89,45 @@ void CellPipeline::fail(Error error) {
     if (error_)
         return;
     error_ = std::move(error);
-    on_fail(*error_);
+    std::string why;
+    (void)had_memory([&] { why = error_->message(); });
+    on_fail(why);
+}
+
+void CellPipeline::cancel() {
+    try_step([this] {
+        fail({.code = std::make_error_code(std::errc::operation_canceled),
+              .operation = op_ == Opcode::read ? "read data" : "write data",
+              .detail = awaited()});
+    });
+}
+
+void CellPipeline::heed_stop_at_once() {
+    on_stop_.emplace(stop_, [self = shared_from_this()] {
+        boost::asio::post(self->reactor_.executor(),
+                          in_memory(self->stop_memory_, [self] { self->cancel(); }));
+    });
+}
+
+std::function<void()> CellPipeline::hear(bool Heard::* what) {
+    return [self = shared_from_this(), what] {
+        self->heard_.*what = true;
+        self->schedule_turn();
+    };
+}
+
+std::function<void(Error)> CellPipeline::hear_failure() {
+    return [self = shared_from_this()](Error error) {
+        self->heard_.failed = std::move(error);
+        self->schedule_turn();
+    };
 }
 
 bool CellPipeline::more_cells() {
     while (file_ < files_.size() && files_[file_].next == files_[file_].plan.requests.size())
         ++file_;
-    if (stop_.stop_requested() && file_ < files_.size())
-        fail({.code = std::make_error_code(std::errc::operation_canceled),
-              .operation = op_ == Opcode::read ? "read data" : "write data"});
+    if (!error_ && stop_.stop_requested() && file_ < files_.size())
+        cancel();
     return !error_ && file_ < files_.size();
 }
 
@@ -143,6 +173,8 @@ void CellPipeline::schedule_turn() {
 }
 
 void CellPipeline::turn(BufferPool::Buffer buffer) {
+    if (heard_.failed)
+        fail(std::move(*std::exchange(heard_.failed, std::nullopt)));
     on_turn();
     if (!cells_started_)
         return;
@@ -318,8 +350,10 @@ void CellPipeline::count_done(const File& file, const plan::CellRequest& request
 }
 
 void CellPipeline::settle() {
-    if (in_flight_ == 0 && ended_.empty() && !acquiring_ && cells_started_ && !more_cells())
+    if (in_flight_ == 0 && ended_.empty() && !acquiring_ && cells_started_ && !more_cells()) {
+        on_stop_.reset(); // it keeps the pipeline
         on_idle();
+    }
 }
 
 } // namespace safering::checkpoint

@@ -108,6 +108,19 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     /// A turn comes with the loop, not inside whatever calls here; it begins with on_turn(). Needs no memory.
     void schedule_turn();
     virtual void on_turn() {}
+    /// What an exchange with other ranks has said. It is heard in the next turn, so that nothing ends the exchange inside.
+    struct Heard {
+        bool ready = false;
+        bool done = false;
+        std::optional<Error> failed{};
+    };
+    /// Handlers for the exchange, which need no memory when they are called.
+    std::function<void()> hear(bool Heard::* what);
+    std::function<void(Error)> hear_failure();
+    /// A stop that is asked for ends the waiting for other ranks too, not only the next cell.
+    void heed_stop_at_once();
+    /// For what, in words; empty: for nothing.
+    virtual std::string awaited() const { return {}; }
     /// Submits something beside the cells; idle() waits for it too. An error of it fails the pipeline, after
     /// `explain` has said what it means.
     /// Throws std::bad_alloc, and has submitted nothing then.
@@ -123,8 +136,8 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
         fail(out_of_memory());
         return false;
     }
-    /// The first error, before anything else ends because of it.
-    virtual void on_fail(const Error&) {}
+    /// The first error, before anything else ends because of it; without words where there is no memory for them.
+    virtual void on_fail(const std::string&) {}
     /// Something else is in flight, or has ended: on_idle() waits for it.
     void hold() { ++in_flight_; }
     void release() {
@@ -139,11 +152,13 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     Reactor& reactor_;
     std::vector<File> files_;
     std::optional<Error> error_;
+    Heard heard_;
     /// Bytes of all segments, for progress.
     std::uint64_t total_bytes_ = 0;
     WorkMeter meter_;
 
   private:
+    void cancel();
     bool more_cells();
     void acquire();
     void acquire_after(std::chrono::nanoseconds left);
@@ -161,6 +176,8 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     Opcode op_;
     Progress progress_;
     std::stop_token stop_;
+    HandlerMemory stop_memory_;
+    std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     std::size_t file_ = 0;
     std::size_t in_flight_ = 0;
     std::uint64_t done_bytes_ = 0;

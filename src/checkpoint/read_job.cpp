@@ -245,7 +245,6 @@ void ReadJob::on_idle() {
         return;
     Handler handler = std::move(handler_);
     handler_ = nullptr;
-    on_stop_.reset();
     if (exchange_) {
         report_.exchange = exchange_->take_report();
         exchange_->end();

@@ -78,7 +78,7 @@ class ReadJob final : public CellPipeline {
     void copy_out(const Cell& cell);
     Result<Loaded> load(const std::shared_ptr<Cell>& cell) override;
     Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) override;
-    void on_fail(const Error& error) override;
+    void on_fail(const std::string& why) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;
     const plan::FileBox& box_of(std::uint32_t item) const override;
@@ -103,14 +103,6 @@ class ReadJob final : public CellPipeline {
     PeerScatter scatter_;
     bool waiting_ = false;    // the exchange is not ready so far
     bool exchanging_ = false; // it is not done so far
-    // What the exchange has said, for the next turn.
-    struct {
-        bool ready = false;
-        bool done = false;
-        std::optional<Error> failed;
-    } heard_;
-    HandlerMemory stop_memory_;
-    std::optional<std::stop_callback<std::function<void()>>> on_stop_;
     LoadReport report_;
     trace::Interval interval_;
     HandlerMemory start_memory_;

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <utility>
 
-#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 
 #include "checkpoint/load_offer.hpp"
@@ -111,46 +110,23 @@ void ReadJob::add_given() {
     }
 }
 
-// What it says is heard in the next turn, but for a cell, which is copied at once: so nothing ends the exchange inside.
 void ReadJob::begin_exchange() {
-    const auto self = std::static_pointer_cast<ReadJob>(shared_from_this());
     waiting_ = exchanging_ = true;
     hold();
-    on_stop_.emplace(options_.stop, [self] {
-        boost::asio::post(self->reactor_.executor(), in_memory(self->stop_memory_, [self] {
-                              self->try_step([&] {
-                                  self->fail(
-                                      {.code = std::make_error_code(std::errc::operation_canceled),
-                                       .operation = "read data"});
-                              });
-                          }));
-    });
+    heed_stop_at_once();
     std::vector<CellName> wanted;
     for (const Taken& taken : taken_)
         wanted.push_back(taken.name);
-    exchange_->begin({.on_ready =
-                          [self] {
-                              self->heard_.ready = true;
-                              self->schedule_turn();
-                          },
+    // A cell is copied at once, not in the next turn: its owner keeps it only so long.
+    exchange_->begin({.on_ready = hear(&Heard::ready),
                       .on_cell = [this](const CellName& name,
                                         const CellImage& image) { return take(name, image); },
-                      .on_done =
-                          [self] {
-                              self->heard_.done = true;
-                              self->schedule_turn();
-                          },
-                      .on_failed =
-                          [self](Error error) {
-                              self->heard_.failed = std::move(error);
-                              self->schedule_turn();
-                          }},
+                      .on_done = hear(&Heard::done),
+                      .on_failed = hear_failure()},
                      wanted);
 }
 
 void ReadJob::on_turn() {
-    if (heard_.failed)
-        fail(std::move(*std::exchange(heard_.failed, std::nullopt)));
     if ((heard_.done || error_) && std::exchange(exchanging_, false))
         release();
     if (waiting_ && heard_.ready && !error_)
@@ -160,11 +136,9 @@ void ReadJob::on_turn() {
 }
 
 // Other ranks are told; what waits for them ends.
-void ReadJob::on_fail(const Error& error) {
+void ReadJob::on_fail(const std::string& why) {
     if (!exchange_)
         return;
-    std::string why;
-    (void)had_memory([&] { why = error.message(); });
     exchange_->give_up(why);
     for (const auto& cell : std::exchange(given_, {}))
         finish_unloading(cell);

@@ -47,10 +47,10 @@ Result<std::shared_ptr<WriteJob>> WriteJob::make(Reactor& reactor, const SavePla
 }
 
 WriteJob::WriteJob(Reactor& reactor, const StoragePlan& storage, WriteJobOptions options)
-    : CellPipeline(reactor, Opcode::write, std::move(options.progress), options.stop),
+    : CellPipeline(reactor, Opcode::write, std::move(options.progress), std::move(options.stop)),
       directory_(storage.directory), chunk_bytes_(storage.chunk_bytes), digests_(options.digests),
-      planned_(storage.files), spans_(storage.files.size()), stop_(std::move(options.stop)),
-      throttle_(std::move(options.throttle)), on_work_(std::move(options.on_work)) {
+      planned_(storage.files), spans_(storage.files.size()), throttle_(std::move(options.throttle)),
+      on_work_(std::move(options.on_work)) {
     if (storage.exchange)
         cells_ = storage.exchange->cells;
 }
@@ -384,7 +384,6 @@ void WriteJob::close_files() {
 
 void WriteJob::deliver() {
     delivered_ = true;
-    on_stop_.reset();
     if (exchange_) {
         results_.exchange = exchange_->take_report();
         exchange_->end();

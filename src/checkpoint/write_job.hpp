@@ -70,6 +70,7 @@ class WriteJob final : public CellPipeline {
     void begin_exchange();
     void on_turn() override;
     void on_exchange_ready();
+    std::string awaited() const override { return exchange_ ? exchange_->awaited() : ""; }
     std::optional<WriteExchange::Source> source_of(std::uint32_t item) const;
     void open_files();
     void end_opening();
@@ -84,7 +85,7 @@ class WriteJob final : public CellPipeline {
     void copy_fetched(Cell& cell, const std::vector<WriteExchange::Wanted>& wanted,
                       const std::byte* slot);
     void end_loading(Cell& cell);
-    void on_fail(const Error& error) override;
+    void on_fail(const std::string& why) override;
     Result<Unloaded> unload(const std::shared_ptr<Cell>& cell) override;
     void on_file_done(std::size_t file) override;
     void on_idle() override;
@@ -108,15 +109,6 @@ class WriteJob final : public CellPipeline {
     std::size_t cells_to_take_ = 0;
     bool exchanging_ = false; // not ready so far
     bool giving_ = false;     // takers need this rank's memory
-    // What the exchange has said, for the next turn.
-    struct {
-        bool ready = false;
-        bool released = false;
-        std::optional<Error> failed;
-    } heard_;
-    HandlerMemory stop_memory_;
-    std::optional<std::stop_callback<std::function<void()>>> on_stop_;
-    std::stop_token stop_;
     std::shared_ptr<Throttle> throttle_;
     std::function<void(const WorkReport&)> on_work_;
     WriteResults results_;

@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <cstring>
 
-#include <boost/asio/post.hpp>
 #include <fmt/format.h>
 
 namespace safering::checkpoint {
@@ -57,43 +56,19 @@ void WriteJob::add_foreign(const ExchangePlan& exchange) {
     }
 }
 
-// What it says is heard in the next turn, so that nothing ends the exchange inside.
 void WriteJob::begin_exchange() {
-    const auto self = std::static_pointer_cast<WriteJob>(shared_from_this());
     if (giving_)
         hold();
-    on_stop_.emplace(stop_, [self] {
-        boost::asio::post(self->reactor_.executor(), in_memory(self->stop_memory_, [self] {
-                              self->try_step([&] {
-                                  self->fail(
-                                      {.code = std::make_error_code(std::errc::operation_canceled),
-                                       .operation = "write data",
-                                       .detail = self->exchange_->awaited()});
-                              });
-                          }));
-    });
+    heed_stop_at_once();
+    const auto self = std::static_pointer_cast<WriteJob>(shared_from_this());
     exchange_->begin({.source_of = [self](std::uint32_t item) { return self->source_of(item); },
-                      .on_ready =
-                          [self] {
-                              self->heard_.ready = true;
-                              self->schedule_turn();
-                          },
-                      .on_released =
-                          [self] {
-                              self->heard_.released = true;
-                              self->schedule_turn();
-                          },
-                      .on_failed =
-                          [self](Error error) {
-                              self->heard_.failed = std::move(error);
-                              self->schedule_turn();
-                          }});
+                      .on_ready = hear(&Heard::ready),
+                      .on_released = hear(&Heard::done),
+                      .on_failed = hear_failure()});
 }
 
 void WriteJob::on_turn() {
-    if (heard_.failed)
-        fail(std::move(*std::exchange(heard_.failed, std::nullopt)));
-    if ((heard_.released || error_) && std::exchange(giving_, false))
+    if ((heard_.done || error_) && std::exchange(giving_, false))
         release();
     if (error_ && std::exchange(exchanging_, false))
         start_cells(); // none: to end
@@ -127,11 +102,9 @@ std::optional<WriteExchange::Source> WriteJob::source_of(std::uint32_t whole) co
 }
 
 // Other ranks are told; what waits for them ends.
-void WriteJob::on_fail(const Error& error) {
+void WriteJob::on_fail(const std::string& why) {
     if (!exchange_)
         return;
-    std::string why;
-    (void)had_memory([&] { why = error.message(); });
     exchange_->give_up(why);
     for (const auto& cell : std::exchange(fetching_, {}))
         finish_loading(cell);
