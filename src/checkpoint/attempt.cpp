@@ -65,6 +65,22 @@ std::optional<std::string> parse_attempt_directory_name(std::string_view name,
     return std::move(found->id);
 }
 
+namespace {
+
+// What a link names even where nothing is there so far, which weakly_canonical() leaves unresolved: it is made there.
+std::filesystem::path behind_links(std::filesystem::path path) {
+    constexpr int most = 40; // as the kernel
+    std::error_code error;
+    std::filesystem::path named = std::filesystem::read_symlink(path, error);
+    for (int i = 0; !error && i < most; ++i) {
+        path = path.parent_path() / named;
+        named = std::filesystem::read_symlink(path, error);
+    }
+    return path.has_filename() ? path : path.parent_path(); // without a trailing slash
+}
+
+} // namespace
+
 TargetPath make_target_path(const std::string& path, LastLink last) {
     std::error_code error;
     std::filesystem::path full = std::filesystem::absolute(path, error).lexically_normal();
@@ -72,7 +88,9 @@ TargetPath make_target_path(const std::string& path, LastLink last) {
         full = full.parent_path(); // a trailing slash
     // Resolved, so that the attempt lies on the file system of the real directory; what does not exist yet
     // stays as it is.
-    std::filesystem::path resolved = std::filesystem::weakly_canonical(
+    if (last == LastLink::follow)
+        full = behind_links(std::move(full));
+    const std::filesystem::path resolved = std::filesystem::weakly_canonical(
         last == LastLink::follow ? full : full.parent_path(), error);
     if (!error)
         full = last == LastLink::follow ? resolved : resolved / full.filename();

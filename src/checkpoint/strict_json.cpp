@@ -67,7 +67,7 @@ class StrictDom final : public nlohmann::json_sax<json> {
     }
     bool parse_error(std::size_t, const std::string&,
                      const nlohmann::detail::exception& error) override {
-        return stop(error.what()); // with the position
+        return stop(escaped(error.what())); // with the position, and text of the file
     }
 
   private:
@@ -116,8 +116,8 @@ Result<JsonTree> parse_strict_json(std::string_view text, unsigned max_depth, Er
                                    const std::string& operation, const std::string& file) {
     StrictDom dom(max_depth);
     if (!json::sax_parse(text.begin(), text.end(), &dom))
-        return std::unexpected(Error{
-            .code = code, .operation = operation, .file = file, .detail = escaped(dom.fault())});
+        return std::unexpected(
+            Error{.code = code, .operation = operation, .file = file, .detail = dom.fault()});
     return JsonTree(dom.value());
 }
 

@@ -165,7 +165,8 @@ Result<std::unique_ptr<Reactor>> create_on(boost::asio::io_context& context,
             return std::unexpected(std::move(backend.error()));
         return make_reactor(std::move(*backend), options, std::move(own), context);
     } catch (const std::system_error& error) { // of std::thread
-        return not_created(error.code(), error.what());
+        return not_created(error.code(), "no thread could be started; see the limit of processes "
+                                         "(ulimit -u) and that of the container (pids.max)");
     } catch (const boost::system::system_error& error) { // Asio's, with an errno as well
         return not_created({error.code().value(), std::system_category()}, error.what());
     }

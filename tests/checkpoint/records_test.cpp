@@ -253,6 +253,7 @@ TEST(StrictJson, NamesTheRuleThatIsBroken) {
     for (const auto& [text, fault] : std::initializer_list<std::pair<const char*, const char*>>{
              {R"({"a":1,"b":{"a":1,"a":2}})", "key \"a\" stands twice"},
              {R"({"a":1,"\u0061":2})", "key \"a\" stands twice"},
+             {R"({"\n":1,"\n":2})", R"(key "\x0a" stands twice)"},
              {R"([[[{}]]])", "nested deeper than 3"},
              {R"({"a":1,})", "parse error"},
              {R"({"a":1} x)", "parse error"},
@@ -260,7 +261,7 @@ TEST(StrictJson, NamesTheRuleThatIsBroken) {
              {"", "parse error"}}) {
         const auto parsed = parse_strict_json(text, 3, Errc::checkpoint_bad_index, "read", "f");
         ASSERT_FALSE(parsed) << text;
-        EXPECT_NE(parsed.error().detail.find(escaped(fault)), std::string::npos)
+        EXPECT_NE(parsed.error().detail.find(fault), std::string::npos)
             << parsed.error().detail;
     }
     EXPECT_EQ(parse_strict_json(R"([[[1]]])", 3, Errc::checkpoint_bad_index, "read", "f").value(),

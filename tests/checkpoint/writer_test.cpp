@@ -1,6 +1,8 @@
 // HuggingFaceStorageWriter: what it refuses, and how a save that cannot go on ends.
 #include <cerrno>
+#include <filesystem>
 
+#include "../io/backends.hpp"
 #include "checkpoint/attempt.hpp"
 #include "disk_fixture.hpp"
 
@@ -237,6 +239,25 @@ TEST_F(Writer, AMissingParentIsNamed) {
     auto prepared = lost.prepare_global_plan({SavePlan{}});
     ASSERT_FALSE(prepared);
     EXPECT_NE(prepared.error().message().find("/nowhere"), std::string::npos);
+}
+
+// "latest" may be made before the first save.
+TEST(WriterBehindLinks, TheCheckpointIsMadeWhereTheyLead) {
+    const std::shared_ptr<Reactor> reactor = Reactor::create().value();
+    const TemporaryDirectory temporary;
+    std::filesystem::create_directory(temporary / "disk");
+    std::filesystem::create_symlink("disk/steps/", temporary / "run");
+    std::filesystem::create_symlink("run", temporary / "link");
+    for (const std::uint64_t seed : {3, 4}) { // to a new directory, and in place of a checkpoint
+        const Model model = small_model(seed);
+        auto saved = save(model, {2, 0}, temporary / "link", {}, {reactor});
+        ASSERT_TRUE(saved) << saved.error().message();
+        EXPECT_EQ(differences(model, {1, 0}, temporary / "disk/steps", reactor), "");
+        EXPECT_TRUE(std::filesystem::is_symlink(temporary / "link"));
+    }
+    std::filesystem::create_symlink("loop", temporary / "loop");
+    EXPECT_FALSE(save(small_model(3), {1, 0}, temporary / "loop", {}, {reactor}));
+    EXPECT_TRUE(std::filesystem::is_symlink(temporary / "loop"));
 }
 
 TEST_F(Writer, AFileInTheWayIsAnError) {
