@@ -77,14 +77,15 @@ struct GlobalSavePlan {
     Metadata metadata;
 };
 
-/// Drops replicas (each chunk stays with the rank that has the fewest bytes so far, the lowest rank on a
-/// tie; what one rank alone holds is counted first, then replicas from the largest down) and checks that the chunks of every tensor agree on dtype and size, lie inside it and cover it
-/// exactly. The metadata lists a tensor's chunks by offset. O(n log n) in the items. Errors: plan_hole, plan_overlap, plan_out_of_bounds,
-/// plan_shape_mismatch, plan_overflow, each naming the tensor, the boxes and the ranks.
+/// Drops replicas (each chunk stays with the rank that has the fewest bytes so far, the lowest rank on a tie; what one
+/// rank alone holds is counted first, then replicas from the largest down) and checks that the chunks of every tensor
+/// agree on dtype and size, lie inside it and cover it exactly. The metadata lists a tensor's chunks by offset.
+/// O(n log n) in the items. Errors: plan_hole, plan_overlap, plan_out_of_bounds, plan_shape_mismatch, plan_overflow,
+/// each naming the tensor, the boxes and the ranks.
 SAFERING_API Result<GlobalSavePlan> create_global_plan(std::vector<SavePlan> plans);
 
-/// Whether boxes tile [0, size) exactly (boxes without elements aside); the check behind create_global_plan and the reader, for one
-/// tensor. `name` goes into the error.
+/// Whether boxes tile [0, size) exactly (boxes without elements aside); the check behind create_global_plan and the
+/// reader, for one tensor. `name` goes into the error.
 SAFERING_API Result<void> check_tiling(std::string_view name, const Shape& size,
                                        std::span<const ChunkStorageMetadata> chunks);
 

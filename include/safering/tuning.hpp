@@ -59,8 +59,8 @@ SAFERING_API ReactorOptions options_of(const TuningRow& row);
 /// The index of the row to work with. A row is as good as the worse of its two directions, each as a part of the
 /// best in the table. The row that ReactorOptions has by default, where nothing is more than a tenth better; else, of
 /// the rows within 3 % of the best, the one with the least memory, then the fewest threads, then the fewest requests.
-/// So noise neither makes buffers larger nor takes away those that hide the copies of a save, of which a measurement has none.
-/// `rows` must not be empty. Pure.
+/// So noise neither makes buffers larger nor takes away those that hide the copies of a save, of which a measurement
+/// has none. `rows` must not be empty. Pure.
 SAFERING_API std::size_t choose_row(std::span<const TuningRow> rows);
 
 struct MeasureOptions {

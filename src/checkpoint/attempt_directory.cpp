@@ -11,7 +11,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
-#include "checkpoint/commit.hpp"
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/removal.hpp"
 #include "checkpoint/step_name.hpp"

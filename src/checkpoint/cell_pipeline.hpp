@@ -9,7 +9,8 @@
 //   3. A turn unloads one cell and loads one into the buffer that became free (unless others wait for it):
 //      one copy, then the loop goes round, so that the disk gets its next request between two copies and
 //      not after all of them.
-//   4. The first error, or a stop that is asked for, ends the issue of new cells; on_idle() follows when all that was in flight has ended.
+//   4. The first error, or a stop that is asked for, ends the issue of new cells; on_idle() follows when all that was
+//      in flight has ended.
 // Memory may end at any of this, and what has begun must end all the same: nothing between a completion and the end
 // of its cell needs any, and what does need some (a copy, the next cell) fails the pipeline where there is none.
 // All of it on the reactor's executor. The copy runs there too: the buffer is hot in that core's cache and a

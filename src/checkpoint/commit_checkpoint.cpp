@@ -4,6 +4,7 @@
 #include <set>
 
 #include "checkpoint/attempt_directory.hpp"
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/index.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"

@@ -5,7 +5,7 @@
 
 #include <fmt/format.h>
 
-#include "checkpoint/commit.hpp"
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/strict_json.hpp"
 
 namespace safering::checkpoint {

@@ -19,6 +19,14 @@ Result<std::vector<Completion>> perform_all(Reactor& reactor, std::vector<Reques
 inline bool is_absent(const Error& error) {
     return error.code == std::errc::no_such_file_or_directory;
 }
+inline bool is_absent(const Completion& completion) {
+    return completion.error == std::errc::no_such_file_or_directory;
+}
+/// The directory that was to be removed or replaced has something in it; a file system may say either.
+inline bool is_not_empty(const Completion& completion) {
+    return completion.error == std::errc::directory_not_empty ||
+           completion.error == std::errc::file_exists;
+}
 
 /// What a file system does not grant, and a trace that cannot be written, in words for a report.
 std::vector<std::string> environment_notes(const FileSystemInfo& info);

@@ -4,7 +4,7 @@
 #include <iterator>
 
 #include "checkpoint/attempt_directory.hpp"
-#include "checkpoint/commit.hpp"
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/removal.hpp"
 

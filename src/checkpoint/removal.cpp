@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include "checkpoint/commit.hpp"
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/step_name.hpp"

@@ -11,6 +11,7 @@
 #include "checkpoint/commit.hpp"
 #include "checkpoint/commit_checkpoint.hpp"
 #include "checkpoint/commit_part.hpp"
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/removal.hpp"
 #include "checkpoint/strict_json.hpp"

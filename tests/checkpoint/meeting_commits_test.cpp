@@ -18,6 +18,7 @@
 #include "../io/forwarding_backend.hpp"
 #include "checkpoint/attempt_directory.hpp"
 #include "checkpoint/commit_checkpoint.hpp"
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/manifest.hpp"
 #include "disk_fixture.hpp"
 #include "io/simulated_state.hpp"
