@@ -191,7 +191,7 @@ Result<void> revoke(Reactor& reactor, const std::string& directory) {
         const OpenFile closed(reactor, made);
         return {};
     }
-    if (made.error == std::errc::no_such_file_or_directory)
+    if (is_absent(made))
         return {};
     if (made.error != std::errc::file_exists)
         return std::unexpected(to_error(mark, made));
@@ -199,8 +199,7 @@ Result<void> revoke(Reactor& reactor, const std::string& directory) {
                          .path = redo + "/",
                          .new_path = join(directory, std::string(revoked_name))};
     const Completion taken = reactor.wait(taking);
-    if (taken.error && taken.error != std::errc::no_such_file_or_directory &&
-        taken.error != std::errc::not_a_directory)
+    if (taken.error && !is_absent(taken) && taken.error != std::errc::not_a_directory)
         return std::unexpected(to_error(taking, taken));
     return {};
 }
@@ -258,7 +257,7 @@ RevokedAttempts remove_attempts(Reactor& reactor, const std::string& parent,
             join(parent, attempt_directory_name(parsed.target, renamed_attempt_id(parsed.id)));
         const Request rename{.op = Opcode::rename, .path = join(parent, name), .new_path = path};
         const Completion renamed = reactor.wait(rename);
-        if (renamed.error == std::errc::no_such_file_or_directory)
+        if (is_absent(renamed))
             continue; // it became the target, which had been absent; or somebody else removes it
         auto removed = renamed.error ? std::unexpected(to_error(rename, renamed))
                                      : remove_attempt_directory(reactor, path);

@@ -88,17 +88,6 @@ Result<FoundSwitch> find_switch(Reactor& reactor, const std::string& directory) 
     return found;
 }
 
-} // namespace
-
-Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory) {
-    auto found = find_switch(reactor, directory);
-    if (!found)
-        return std::unexpected(std::move(found.error()));
-    return std::move(found->record);
-}
-
-namespace {
-
 // What a crash left of a switch that was done: its directories, without a record. Those of another that has begun since
 // are not empty, and stay.
 Result<void> remove_ended(Reactor& reactor, const std::string& directory,
@@ -133,6 +122,13 @@ Result<bool> has_manifest_of(Reactor& reactor, const TargetPath& target,
 }
 
 } // namespace
+
+Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::string& directory) {
+    auto found = find_switch(reactor, directory);
+    if (!found)
+        return std::unexpected(std::move(found.error()));
+    return std::move(found->record);
+}
 
 Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRecord& record,
                         std::vector<std::string>& notes) {

@@ -16,7 +16,7 @@
 namespace safering::checkpoint {
 
 ReadJob::ReadJob(Reactor& reactor, const StoredCheckpoint& checkpoint, ReadJobOptions options)
-    : CellPipeline(reactor, Opcode::read, std::move(options.progress), options.stop),
+    : CellPipeline(reactor, Opcode::read, std::move(options.progress), std::move(options.stop)),
       checkpoint_(checkpoint), options_(std::move(options)) {}
 
 // A digest covers one cell of the save, so that a load that checks must work in the same cells.
