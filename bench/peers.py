@@ -4,7 +4,7 @@
 
 Every side saves the same float32 tensors. Its save ends when files and directories have been fsynced, by itself or
 here; its load begins after the files have left the page cache and ends when every page of every tensor has been
-touched, since some map files and read nothing before that. Memory is touched before each timed part.
+touched, since some map files and read nothing before that. Memory that is saved, or loaded into, has been touched before.
 """
 
 import functools
@@ -12,11 +12,18 @@ import importlib
 import json
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 from torch_checkpoint import for_each_file, make_state, shapes
+
+
+# Between the save and the load. The host of a virtual machine may take back memory that is free for some seconds, and to
+# get it again takes longer than to read. Without this the page cache that a save has filled would be there at once for
+# the load of that library, and a library that saves past the page cache would have none.
+PAUSE_SECONDS = 5
 
 
 class Peer(NamedTuple):
@@ -294,6 +301,7 @@ def run(job):
     else:
         results["save"] = measure(save, size)
     for_each_file(directory, lambda descriptor: os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED))
+    time.sleep(PAUSE_SECONDS)
     results["load"] = measure(load, size)
     for name, tensor in state.items():
         if not torch.equal(found[name].reshape(tensor.shape).view(torch.int32), tensor.view(torch.int32)):

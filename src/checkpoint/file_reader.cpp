@@ -9,6 +9,7 @@
 #include <safering/byte_range.hpp>
 
 #include "io/buffer_pool.hpp"
+#include "io/touch_ahead.hpp"
 #include "out_of_memory.hpp"
 #include "plan/copy_kernels.hpp"
 
@@ -231,6 +232,7 @@ Result<void> FileReader::read_large(std::span<std::byte> memory, std::uint64_t o
         cut({round_down(wanted.begin, block_bytes), round_up(wanted.end, block_bytes)},
             {.file = direct_.descriptor(), .range = {}, .bounced = true});
     }
+    const std::jthread touching = io::touch_ahead({memory});
     return std::make_shared<LargeRead>(*reactor_, path_, memory, offset, std::move(pieces))->run();
 }
 

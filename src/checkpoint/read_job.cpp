@@ -10,7 +10,9 @@
 #include "checkpoint/extents.hpp"
 #include "checkpoint/load_offer.hpp"
 #include "checkpoint/metrics.hpp"
+#include "io/touch_ahead.hpp"
 #include "large_memory.hpp"
+#include "out_of_memory.hpp"
 #include "plan/tensor_finder.hpp"
 
 namespace safering::checkpoint {
@@ -139,6 +141,7 @@ void ReadJob::add_file(std::uint32_t stored, plan::RequestPlan requests) {
 void ReadJob::start(Handler handler) {
     interval_.begin("read_data");
     handler_ = std::move(handler);
+    (void)had_memory([&] { touch_destinations(); });
     boost::asio::post(
         reactor_.executor(),
         in_memory(start_memory_, [self = std::static_pointer_cast<ReadJob>(shared_from_this())] {
@@ -147,6 +150,15 @@ void ReadJob::start(Handler handler) {
             else
                 self->start_cells();
         }));
+}
+
+// Those of a state that a trainer has at hand have been touched; a new one's have not.
+void ReadJob::touch_destinations() {
+    std::vector<std::span<std::byte>> memory;
+    for (const Item& item : items_)
+        if (item.copy.memory_dense())
+            memory.emplace_back(item.destination, item.copy.file_box().bytes());
+    touching_ = io::touch_ahead(std::move(memory));
 }
 
 Result<LoadReport> ReadJob::run() {
@@ -249,6 +261,7 @@ void ReadJob::on_idle() {
         report_.exchange = exchange_->take_report();
         exchange_->end();
     }
+    touching_ = {};
     items_.clear(); // the owners' memory is the caller's alone before it hears of the end
     interval_.end();
     report_.work = meter_.report();

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <future>
+#include <thread>
 
 #include <safering/storage_reader.hpp>
 
@@ -68,6 +69,7 @@ class ReadJob final : public CellPipeline {
     void plan_files(std::vector<std::vector<plan::FileSpan>> spans);
     void add_file(std::uint32_t stored, plan::RequestPlan requests);
     Result<void> join_exchange(const LoadExchange& exchange);
+    void touch_destinations();
     void set_taken_apart();
     void add_given();
     void begin_exchange();
@@ -94,6 +96,7 @@ class ReadJob final : public CellPipeline {
     const StoredCheckpoint& checkpoint_;
     ReadJobOptions options_;
     std::vector<Item> items_;
+    std::jthread touching_; // the items' memory
     // Index into files_ -> into checkpoint_.files.
     std::vector<std::uint32_t> stored_;
     std::uint64_t chunk_bytes_ = 0;

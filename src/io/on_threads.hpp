@@ -6,6 +6,8 @@
 #include <thread>
 #include <vector>
 
+#include "io/blocked_signals.hpp"
+
 namespace safering {
 
 /// Runs `work` on this thread and on `threads` - 1 others, or on fewer where a container grants no more: so it
@@ -15,6 +17,7 @@ void on_threads(std::size_t threads, const Work& work) {
     std::vector<std::jthread> others;
     others.reserve(threads);
     try {
+        const BlockedSignals blocked;
         while (others.size() + 1 < threads)
             others.emplace_back([&work] { work(); });
     } catch (const std::system_error&) {

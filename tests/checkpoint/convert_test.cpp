@@ -328,6 +328,22 @@ TEST_F(OneCall, SavesAndLoadsAFile) {
     EXPECT_EQ(loaded.metadata, (std::vector<std::pair<std::string, std::string>>{{"step", "3"}}));
 }
 
+// Enough new memory for a thread that touches it meanwhile, and that must be gone when it is.
+TEST_F(OneCall, LoadsIntoMuchNewMemory) {
+    const Model model{make_tensor("a", Dtype::u8, {5, 4 << 20}, 1),
+                      make_tensor("b", Dtype::f32, {3, 7}, 2),
+                      make_tensor("c", Dtype::u8, {(3 << 20) + 1}, 3)};
+    save_file(file, named(model), {}, reactor);
+    for (int i = 0; i < 5; ++i) {
+        const LoadedFile loaded = load_file(file, 0, reactor);
+        for (const TestTensor& tensor : model)
+            ASSERT_TRUE(std::equal(tensor.bytes.begin(), tensor.bytes.end(),
+                                   loaded.tensors.at(tensor.name).data));
+    }
+    disk->inject({.op = Opcode::read, .after = 3}); // the header is the first
+    EXPECT_THROW(load_file(file, 0, reactor), Exception);
+}
+
 TEST_F(OneCall, ReplacesDurablyOrLeavesTheOldFile) {
     const Model old = small_model(4);
     const Model fresh = small_model(80);
