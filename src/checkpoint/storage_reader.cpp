@@ -106,9 +106,9 @@ struct HuggingFaceStorageReader::Impl {
 
 namespace {
 
-Result<void> commit_all(const LoadPlan& plan, LoadPlanner& planner) {
+Result<void> commit_all(std::span<const ReadItem> items, LoadPlanner& planner) {
     return or_out_of_memory([&]() -> Result<void> {
-        for (const ReadItem& item : plan.items)
+        for (const ReadItem& item : items)
             if (auto committed = planner.commit_tensor(item); !committed)
                 return committed;
         return {};
@@ -194,7 +194,7 @@ Result<LoadReport> HuggingFaceStorageReader::read_data(const LoadPlan& plan, Loa
         return std::unexpected(std::move(job.error()));
     auto result = or_out_of_memory([&] { return (*job)->run(); });
     if (result)
-        if (auto committed = commit_all(plan, planner); !committed)
+        if (auto committed = commit_all(plan.items, planner); !committed)
             return std::unexpected(std::move(committed.error()));
     return result;
 }
@@ -206,12 +206,12 @@ void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& pla
         return decline(plan, no_memory);
     struct Load {
         JobCounter::Ticket ticket;
-        LoadPlan plan;
+        std::vector<ReadItem> items; // for commit_tensor, when the plan may be gone
         std::unique_ptr<Delivery<LoadReport>> delivery{};
     };
     // Before the job: what has joined an exchange begins.
     auto load = or_out_of_memory([&]() -> Result<std::unique_ptr<Load>> {
-        return std::unique_ptr<Load>(new Load{JobCounter::Ticket(impl_->jobs), plan});
+        return std::unique_ptr<Load>(new Load{JobCounter::Ticket(impl_->jobs), plan.items});
     });
     if (!load)
         decline(plan, no_memory);
@@ -223,7 +223,7 @@ void HuggingFaceStorageReader::start_read(const LoadPlan& plan, LoadPlanner& pla
     (*load)->delivery = std::move(delivery);
     (*job)->start([load = std::move(*load), &planner](Result<LoadReport> result) mutable {
         if (result)
-            if (auto committed = commit_all(load->plan, planner); !committed)
+            if (auto committed = commit_all(load->items, planner); !committed)
                 result = std::unexpected(std::move(committed.error()));
         Delivery<LoadReport>::end(std::move(load->delivery), std::move(result));
     });
