@@ -9,10 +9,9 @@
 namespace safering {
 
 void advise_huge(void* memory, std::size_t bytes) {
-    constexpr std::size_t huge_page = std::size_t{2} << 20;
     const auto begin = reinterpret_cast<std::uintptr_t>(memory);
-    const std::uintptr_t first = round_up(begin, huge_page);
-    const std::uintptr_t end = (begin + bytes) / huge_page * huge_page;
+    const std::uintptr_t first = round_up(begin, huge_page_bytes);
+    const std::uintptr_t end = (begin + bytes) / huge_page_bytes * huge_page_bytes;
     if (first < end) // without huge pages the memory works all the same
         (void)::madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
 }

@@ -7,6 +7,8 @@
 
 namespace safering {
 
+inline constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
+
 /// Asks for huge pages in memory that has not been touched yet, as far as whole ones lie in it. A hint: nothing is
 /// promised, and nothing fails.
 void advise_huge(void* memory, std::size_t bytes);

@@ -155,9 +155,11 @@ void ReadJob::start(Handler handler) {
 // Those of a state that a trainer has at hand have been touched; a new one's have not.
 void ReadJob::touch_destinations() {
     std::vector<std::span<std::byte>> memory;
-    for (const Item& item : items_)
-        if (item.copy.memory_dense())
-            memory.emplace_back(item.destination, item.copy.file_box().bytes());
+    for (const Item& item : items_) {
+        const std::uint64_t bytes = item.copy.file_box().bytes();
+        if (bytes >= io::least_touched_bytes && item.copy.memory_dense()) // no list of a million
+            memory.emplace_back(item.destination, bytes);
+    }
     touching_ = io::touch_ahead(std::move(memory));
 }
 

@@ -13,11 +13,12 @@
 
 #include <safering/byte_range.hpp>
 
+#include "large_memory.hpp"
+
 namespace safering {
 
 namespace {
 
-constexpr std::size_t huge_page_bytes = std::size_t{2} << 20;
 constexpr std::size_t page_bytes = 4096;
 
 // Whether the mapping that starts at `address` holds huge pages. smaps is read once per pool; the

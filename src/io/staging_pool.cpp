@@ -11,12 +11,12 @@
 
 #include "io/huge_memory.hpp"
 #include "io/on_threads.hpp"
+#include "large_memory.hpp"
 
 namespace safering::io {
 
 namespace {
 
-constexpr std::size_t huge_page = std::size_t{2} << 20;
 // A segment of more than twice what is wanted stays for whoever wants it, unless both are small.
 constexpr std::size_t small_segment = std::size_t{64} << 20;
 
@@ -36,7 +36,7 @@ bool populate(std::byte* memory, std::size_t bytes) {
 
 // Zeroing a huge page keeps one core busy; so many as fill a memory controller share the work.
 bool populate_together(std::byte* memory, std::size_t bytes) {
-    constexpr std::size_t part = 16 * huge_page;
+    constexpr std::size_t part = 16 * huge_page_bytes;
     std::atomic<std::size_t> next = 0;
     std::atomic<bool> good = true;
     on_threads(std::clamp<std::size_t>(
@@ -58,7 +58,7 @@ StagingPool& StagingPool::of_process() {
 }
 
 Result<StagingPool::Segments> StagingPool::make(std::size_t bytes) const {
-    const std::size_t whole = round_up(bytes, huge_page);
+    const std::size_t whole = round_up(bytes, huge_page_bytes);
     auto memory = allocate_huge(whole);
     if (!memory)
         return std::unexpected(std::move(memory.error()));

@@ -2,24 +2,21 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <new>
-#include <system_error>
 
 #include <sys/mman.h>
 
 #include <safering/byte_range.hpp>
 
-#include "io/blocked_signals.hpp"
+#include "io/on_threads.hpp"
+#include "large_memory.hpp"
 
 namespace safering::io {
 
 namespace {
 
-// One huge page, and what a wait for the end takes.
-constexpr std::uintptr_t step_bytes = std::uintptr_t{2} << 20;
+// What a wait for the end may take.
+constexpr std::uintptr_t step_bytes = huge_page_bytes;
 constexpr std::uintptr_t page_bytes = 4096;
-// Smaller memory comes from where allocations had been before.
-constexpr std::size_t least_span_bytes = 128 << 10;
 // What takes less time than a thread.
 constexpr std::size_t least_bytes = 16 << 20;
 
@@ -50,21 +47,14 @@ void touch(const std::stop_token& stop, std::span<const std::span<std::byte>> me
 } // namespace
 
 std::jthread touch_ahead(std::vector<std::span<std::byte>> memory) noexcept {
-    std::erase_if(memory, [](auto span) { return span.size() < least_span_bytes; });
+    std::erase_if(memory, [](auto span) { return span.size() < least_touched_bytes; });
     std::size_t bytes = 0;
     for (const auto span : memory)
         bytes += span.size();
     if (bytes < least_bytes)
         return {};
-    try {
-        const BlockedSignals blocked;
-        return std::jthread(
-            [memory = std::move(memory)](const std::stop_token& stop) { touch(stop, memory); });
-    } catch (const std::system_error&) {
-        return {};
-    } catch (const std::bad_alloc&) {
-        return {};
-    }
+    return thread_if_granted(
+        [memory = std::move(memory)](const std::stop_token& stop) { touch(stop, memory); });
 }
 
 } // namespace safering::io

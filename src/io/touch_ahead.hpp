@@ -9,6 +9,9 @@
 
 namespace safering::io {
 
+/// Smaller spans are left out: such memory comes from where allocations had been before.
+inline constexpr std::size_t least_touched_bytes = 128 << 10;
+
 /// Has the kernel provide what it has not yet provided of `memory`, from the last span's end on, for somebody who
 /// fills it from the first one's beginning on: they meet half way. Contents stay as they are. A hint: nothing is
 /// promised, and nothing fails; no thread where there is little to do, or where none is granted.
