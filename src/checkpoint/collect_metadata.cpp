@@ -37,8 +37,12 @@ Result<std::optional<SavedOffsets>> sharding_info(const StoredFile& file) {
                                          &std::pair<std::string, std::string>::first);
     if (entry == metadata.end())
         return std::nullopt;
+    // An object and a list of offsets for each tensor; and room for tensors that are not in this file.
+    std::uint64_t values = 1024;
+    for (const safetensors::TensorEntry& tensor : file.header.tensors)
+        values += 2 * (2 + tensor.shape.size());
     auto root = parse_strict_json(entry->second, 4, Errc::checkpoint_bad_sharding_info,
-                                  "read DCP_SHARDING_INFO", file.path);
+                                  "read DCP_SHARDING_INFO", file.path, values);
     if (!root)
         return std::unexpected(std::move(root.error()));
     if (!root->is_object())

@@ -19,20 +19,19 @@ std::vector<DigestPiece> pieces_in(const StoredFile& file, ByteRange range,
     for (auto t = static_cast<std::size_t>(first - tensors.begin());
          t < tensors.size() && file.tensor_range(t).begin < range.end; ++t) {
         for (std::size_t e = file.extents.first(t); e < file.extents.first(t + 1); ++e) {
+            const ByteRange hull = file.hulls[e];
+            const ByteRange piece = hull.clip(cell);
+            if (piece.empty() || !piece.overlaps(range))
+                continue;
             const FileExtents::Extent extent = file.extents.at(e);
             std::optional<plan::FileBox> box;
-            ByteRange hull = file.tensor_range(t);
             if (extent.box != nullptr) {
                 auto made = plan::FileBox::make(tensors[t].dtype, tensors[t].shape,
                                                 extent.box->offsets, extent.box->sizes);
                 SAFERING_ASSERT(made.has_value()); // checked when the checkpoint was opened
-                hull = made->hull().shifted(hull.begin);
                 if (!made->contiguous())
                     box = std::move(*made);
             }
-            const ByteRange piece = hull.clip(cell);
-            if (piece.empty() || !piece.overlaps(range))
-                continue;
             pieces.push_back(
                 {.range = piece,
                  .digest = extent.digests[cell.begin / chunk_bytes - hull.begin / chunk_bytes],

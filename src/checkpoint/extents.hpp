@@ -19,7 +19,7 @@ struct DigestPiece {
 };
 
 /// Pieces inside the cell of `chunk_bytes` that holds `range`, those that touch it, by rising begin.
-/// O(log tensors + pieces). Empty for a file without digests.
+/// O(log tensors + extents of those in the range). Empty for a file without digests.
 std::vector<DigestPiece> pieces_in(const StoredFile& file, ByteRange range,
                                    std::uint64_t chunk_bytes);
 

@@ -118,7 +118,8 @@ class Opening {
                             .path = names[i].second,
                             .file = std::move(descriptors[i]),
                             .header = {},
-                            .extents = {}};
+                            .extents = {},
+                            .hulls = {}};
             if (auto checked = check_status(file); !checked) {
                 if (auto reported = report(findings_, std::move(checked.error())); !reported)
                     return reported;
@@ -251,6 +252,7 @@ class Opening {
             return mismatch(Errc::checkpoint_digest_mismatch,
                             fmt::format("{} has the digest of another header", manifest_name));
         file.extents.reserve(file.header.tensors.size());
+        file.hulls.reserve(file.header.tensors.size());
         std::size_t next = 0;
         for (std::size_t i = 0; i < file.header.tensors.size(); ++i) {
             const safetensors::TensorEntry& tensor = file.header.tensors[i];
@@ -270,12 +272,12 @@ class Opening {
         if (next != expected.extents.tensors())
             return mismatch(Errc::checkpoint_bad_manifest, "it lists more tensors than the header");
         if (!out_.digests)
-            file.extents = {};
+            file.extents = {}, file.hulls = {};
         return {};
     }
 
     // Boxes inside their tensor that tile it, each with a digest for every cell that it touches.
-    Result<void> check_extents(const StoredFile& file, std::size_t index) const {
+    Result<void> check_extents(StoredFile& file, std::size_t index) const {
         const safetensors::TensorEntry& tensor = file.header.tensors[index];
         const auto bad = [&](std::string detail) {
             return std::unexpected(Error{.code = Errc::checkpoint_bad_manifest,
@@ -296,6 +298,7 @@ class Opening {
                 hull = box->hull().shifted(hull.begin);
                 boxes.push_back(*extent.box);
             }
+            file.hulls.push_back(hull);
             if (extent.digests.size() != (out_.digests ? cell_count(hull, out_.chunk_bytes) : 0))
                 return bad("the number of digests is wrong");
         }

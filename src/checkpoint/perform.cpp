@@ -9,6 +9,19 @@
 
 namespace safering::checkpoint {
 
+Result<void> check_record_size(std::string_view name, std::uint64_t bytes) {
+    if (bytes <= record_limit_bytes)
+        return {};
+    return std::unexpected(Error{
+        .code = Errc::checkpoint_over_budget,
+        .operation = "prepare records",
+        .file = std::string(name),
+        .detail = fmt::format("it would have {} bytes, and readers take {}: save without digests, "
+                              "or with tensors sharded along their first dimension or in shard "
+                              "files, whose extents are whole blocks and need few of them",
+                              bytes, record_limit_bytes)});
+}
+
 Result<Completion> perform(Reactor& reactor, Request request) {
     Completion completion = reactor.wait(request);
     if (completion.error)

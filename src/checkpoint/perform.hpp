@@ -22,6 +22,12 @@ inline bool is_absent(const Error& error) {
 inline bool is_absent(const Completion& completion) {
     return completion.error == std::errc::no_such_file_or_directory;
 }
+/// The system could not look: it says nothing of what is under that name.
+inline bool could_not_look(const Error& error) {
+    return error.code.category() != safering_category() && !is_absent(error) &&
+           error.code != std::errc::not_a_directory &&
+           error.code != std::errc::too_many_symbolic_link_levels;
+}
 /// The directory that was to be removed or replaced has something in it; a file system may say either.
 inline bool is_not_empty(const Completion& completion) {
     return completion.error == std::errc::directory_not_empty ||
@@ -63,6 +69,8 @@ inline constexpr const char* too_many_files_hint =
 
 /// What a manifest, an index or a redo record may have, at most: those of millions of tensors stay below it.
 inline constexpr std::uint64_t record_limit_bytes = std::uint64_t{1} << 30;
+/// Whether readers will take a record of this size, asked before one is written: checkpoint_over_budget.
+Result<void> check_record_size(std::string_view name, std::uint64_t bytes);
 
 /// A whole small file through the page cache. Errors: checkpoint_over_budget above `limit_bytes`,
 /// checkpoint_not_a_file.

@@ -25,6 +25,8 @@ struct StoredFile {
     safetensors::Header header;
     /// Parallel to header.tensors (none for an empty tensor); empty where there are no digests.
     FileExtents extents;
+    /// Where they lie in the file, parallel to them: what of it each can have.
+    std::vector<ByteRange> hulls;
 
     std::uint64_t file_bytes() const { return file.status().size; }
     ByteRange tensor_range(std::size_t tensor) const {
@@ -59,7 +61,8 @@ struct FileList {
     /// Whether the list had others, that are not there.
     bool missing = false;
     std::optional<Manifest> manifest;
-    std::uint64_t manifest_digest = 0;
+    /// Of what could be read under its name.
+    std::optional<std::uint64_t> manifest_digest;
     /// Of a switch that could not be finished and is read through; else empty.
     std::string redo_attempt;
     WeightMap weight_map;
@@ -70,8 +73,8 @@ struct FileList {
 Result<FileList> list_checkpoint(Reactor& reactor, const std::string& path, bool strict,
                                  std::vector<Error>* findings);
 
-/// Whether the checkpoint is still the one that was listed: what was opened since belongs together then.
-/// Always true without a manifest, which nobody replaces as a whole.
+/// Whether the checkpoint is still the one that was listed, no save having replaced it: what was opened since belongs
+/// together then.
 bool is_current(Reactor& reactor, const std::string& path, const FileList& list);
 
 /// Chunks of every tensor, from the files' tables and sharding infos. Pure.

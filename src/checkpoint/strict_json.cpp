@@ -33,7 +33,8 @@ void clear_members(json& value) {
 // brackets, and take time that grows with the square of an object's members.
 class StrictDom final : public nlohmann::json_sax<json> {
   public:
-    explicit StrictDom(unsigned max_depth) : max_depth_(max_depth) {}
+    StrictDom(unsigned max_depth, std::uint64_t max_values)
+        : max_depth_(max_depth), values_left_(max_values) {}
     ~StrictDom() override { clear_members(root_); }
 
     const std::string& fault() const { return fault_; }
@@ -88,17 +89,23 @@ class StrictDom final : public nlohmann::json_sax<json> {
     }
     template <typename T>
     bool add(T&& value) {
+        if (!count())
+            return false;
         put(std::forward<T>(value));
         return true;
     }
+    bool count() { return values_left_-- != 0 || stop("it holds more than belongs there"); }
     bool begin(json value) {
         if (open_.size() >= max_depth_)
             return stop(fmt::format("nested deeper than {}", max_depth_));
+        if (!count())
+            return false;
         open_.push_back(put(std::move(value)));
         return true;
     }
 
     unsigned max_depth_;
+    std::uint64_t values_left_;
     json root_;
     std::vector<json*> open_;
     std::string key_;
@@ -113,8 +120,9 @@ JsonTree::~JsonTree() {
 }
 
 Result<JsonTree> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
-                                   const std::string& operation, const std::string& file) {
-    StrictDom dom(max_depth);
+                                   const std::string& operation, const std::string& file,
+                                   std::uint64_t max_values) {
+    StrictDom dom(max_depth, max_values);
     if (!json::sax_parse(text.begin(), text.end(), &dom))
         return std::unexpected(
             Error{.code = code, .operation = operation, .file = file, .detail = dom.fault()});

@@ -24,9 +24,11 @@ class JsonTree : public nlohmann::json {
     ~JsonTree();
 };
 
-/// Errors: `code`, with what and where in the text. `operation` and `file` go into the error.
+/// Errors: `code`, with what and where in the text. `operation` and `file` go into the error. The value takes up to
+/// twenty times the memory of its text: `max_values` are all that may be in it, itself included.
 Result<JsonTree> parse_strict_json(std::string_view text, unsigned max_depth, Errc code,
-                                   const std::string& operation, const std::string& file);
+                                   const std::string& operation, const std::string& file,
+                                   std::uint64_t max_values = ~std::uint64_t{0});
 
 /// `text` as a JSON string with its quotes. `text` must be UTF-8.
 std::string json_string(std::string_view text);

@@ -261,6 +261,12 @@ TEST_F(HostileFiles, BombsAreRefusedInLittleMemory) {
                             i == 0 ? "" : ",", i);
     keys += "}";
     const std::string brackets(100 * mebi, '[');
+    std::string zeros;
+    for (std::uint64_t i = 0; i < 45 * mebi; ++i)
+        zeros += "0,";
+    const std::string offsets =
+        R"({"__metadata__":{"DCP_SHARDING_INFO":"{\"a\":{\"saved_offsets\":[)" + zeros +
+        R"(0]}}"}})";
     struct Bomb {
         std::string what;
         std::string name;
@@ -275,6 +281,7 @@ TEST_F(HostileFiles, BombsAreRefusedInLittleMemory) {
         {"a sealed manifest of brackets", std::string(checkpoint::manifest_name),
          checkpoint::seal_json("{\"a\":" + brackets), 600 * mebi},
         {"a million keys in a header", data, head(keys), 700 * mebi},
+        {"a million offsets of a shard", data, head(offsets), 500 * mebi},
         {"a million keys in an index", std::string(checkpoint::index_name), keys, 1000 * mebi},
     };
     for (const Bomb& bomb : bombs) {

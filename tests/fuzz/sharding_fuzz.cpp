@@ -8,7 +8,7 @@ using namespace safering::checkpoint;
 namespace {
 
 StoredFile shard(std::string info) {
-    StoredFile file{.name = "f", .path = "f", .file = {}, .header = {}, .extents = {}};
+    StoredFile file{.name = "f", .path = "f", .file = {}, .header = {}, .extents = {}, .hulls = {}};
     file.header.data_begin = 8;
     file.header.tensors = {{"a", Dtype::u8, {2, 3}, {0, 6}}, {"b", Dtype::f32, {}, {6, 10}}};
     file.header.metadata = {{"DCP_SHARDING_INFO", std::move(info)}};
