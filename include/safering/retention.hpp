@@ -3,7 +3,8 @@
 //
 // A checkpoint of a run is a directory with a name `<prefix>-<digits>` or `<prefix>_<digits>` ("step-1000",
 // "checkpoint_0500") that holds a manifest of safering. Only those are counted and removed: nothing with another
-// name, nothing without a manifest that reads well, no symbolic link. Each prefix is a series of its own.
+// name, nothing without a manifest that reads well, no symbolic link (files in it may be some). Each prefix is a series
+// of its own.
 #pragma once
 
 #include <cstdint>
@@ -21,6 +22,7 @@ enum class CheckpointState : std::uint8_t {
     switching, ///< whole, but the last save's files are still being moved in; opening it finishes that
     damaged, ///< a manifest of ours, and a file that is missing or has another size
     foreign, ///< the name fits, but no manifest of ours says what it is; never counted, never removed
+    unreadable, ///< the system refused to say, now: it may be whole; not counted, never removed
 };
 SAFERING_API std::string_view name(CheckpointState state);
 
@@ -39,6 +41,8 @@ struct StepCheckpoint {
     std::uint64_t bytes = 0;
     /// Why it is not whole.
     std::string reason{};
+    /// What the system said of one that is unreadable.
+    std::error_code error{};
     /// Names in it that its save did not write: config.json, a tokenizer.
     std::vector<std::string> others{};
 };
@@ -76,18 +80,20 @@ struct CheckpointList {
 SAFERING_API Result<CheckpointList> list_checkpoints(const std::string& directory,
                                                      Reactor& reactor);
 
-/// The newest whole checkpoint, of one prefix if one is given; nothing where there is none. That is the one of the
+/// The newest whole checkpoint, of one prefix if one is given; nothing where there is none. Errors: as
+/// list_checkpoints; what the system says of an unreadable one that may be newer. That is the one of the
 /// highest step, unless the file `latest` names a whole one: then that, or the highest step that was saved
 /// after it. (So a run that was set back to an earlier step, and says so by set_latest(), goes on from there; and
 /// a crash between a commit and set_latest() loses no step.) What the file says is never believed unchecked.
 SAFERING_API Result<std::optional<StepCheckpoint>>
 latest(const std::string& directory, Reactor& reactor, const std::string& prefix = {});
-/// The same from a list that was read already.
+/// The same from a list that was read already, passing over those that are unreadable.
 SAFERING_API const StepCheckpoint* latest(const CheckpointList& list,
                                           const std::string& prefix = {});
 
 /// Writes the file `latest` beside a checkpoint: its name and a line end, durable on return, replaced by one rename.
-/// After the save has been committed. Errors: checkpoint_incomplete where the checkpoint is not whole;
+/// After the save has been committed. Errors: checkpoint_incomplete where the checkpoint is not whole, what the system
+/// says where it is unreadable;
 /// checkpoint_conflict where `latest` is there and no such file (a link, a directory, something longer).
 SAFERING_API Result<void> set_latest(const std::string& checkpoint, Reactor& reactor);
 
@@ -124,8 +130,8 @@ struct PruneReport {
 enum class DryRun : bool { no, yes };
 
 /// Removes checkpoints that the policy does not keep. Whatever it says, these stay: the newest whole one of each prefix,
-/// the one that latest() gives, those that are damaged and newer than every whole one of their prefix, and those
-/// that are being saved again or switched in.
+/// the one that latest() gives, those that are damaged and newer than every whole one of their prefix, those that are
+/// unreadable, and those that are being saved again or switched in.
 /// A checkpoint goes at once and for good, by a durable rename to a hidden name, or stays as it was; its files
 /// are unlinked after that, and a crash leaves them to the next call. Errors: as list_checkpoints; a single
 /// checkpoint's are failures of the report.

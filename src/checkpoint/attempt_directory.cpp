@@ -204,25 +204,53 @@ Result<void> revoke(Reactor& reactor, const std::string& directory) {
     return {};
 }
 
-// Directories of attempts that redo records speak of. Any directory may be what an attempt is switched into: the target
-// may have been renamed since.
-Result<std::set<std::string>> switching_attempts(Reactor& reactor, const std::string& parent,
-                                                 const std::set<std::string>& targets) {
+// Other directories may be anything, and belong to anybody. But what could only not be looked at may need its attempt.
+bool is_obstacle(const Error& error) {
+    return could_not_look(error) && error.code != std::errc::permission_denied;
+}
+
+// Adds directories of attempts that redo records speak of. Any directory may be what an attempt is switched into: the
+// target may have been renamed since. The directories that were looked into.
+Result<std::set<std::string>> add_switching(Reactor& reactor, const std::string& parent,
+                                            const std::set<std::string>& targets,
+                                            std::set<std::string>& switching) {
     auto listed = perform(reactor, {.op = Opcode::list, .path = parent});
     if (!listed)
         return std::unexpected(std::move(listed.error()));
-    std::set<std::string> switching;
+    std::set<std::string> directories;
     for (const DirectoryEntry& entry : listed->entries) {
         if (entry.kind != FileKind::directory)
             continue;
+        directories.insert(entry.name);
         auto redo = read_redo_record(reactor, join(parent, entry.name));
         if (redo && *redo)
             switching.insert((*redo)->directory);
-        else if (!redo && (targets.contains(entry.name) || // others' directories may be anything
-                           redo.error().code == std::errc::not_enough_memory))
+        else if (!redo && (targets.contains(entry.name) || is_obstacle(redo.error())))
             return std::unexpected(std::move(redo.error()));
     }
-    return switching;
+    return directories;
+}
+
+// All that there are. While a removal has a target under another name, and when it gives it back, a record may be found
+// under neither: so it is looked for until two looks in a row found the same directories.
+Result<std::set<std::string>> switching_attempts(Reactor& reactor, const std::string& parent,
+                                                 const std::set<std::string>& targets) {
+    constexpr int tries = 100;
+    std::set<std::string> switching, before;
+    for (int i = 0; i < tries; ++i) {
+        auto directories = add_switching(reactor, parent, targets, switching);
+        if (!directories)
+            return std::unexpected(std::move(directories.error()));
+        if (i != 0 && *directories == before)
+            return switching;
+        before = std::move(*directories);
+    }
+    return std::unexpected(Error{.code = Errc::checkpoint_conflict,
+                                 .operation = "remove an attempt",
+                                 .file = parent,
+                                 .detail =
+                                     "directories come and go there all the time, and any may "
+                                     "need it; it stays"});
 }
 
 } // namespace

@@ -113,19 +113,22 @@ std::vector<Request> RedoSwitch::step() {
         phase_ = Phase::unlink_record; // nothing has changed since the last sync
     const std::string redo_directory = join(target_.path, std::string(redo_name));
     const std::string switch_directory = join(redo_directory, record_.attempt);
+    // A way into the target that ends with this switch: a newer checkpoint's file of that name cannot be meant.
+    const auto in_target = [&](const std::string& name) {
+        return switch_directory + "/../../" + name;
+    };
     switch (phase_) {
     case Phase::move: // one at a time: their order is a promise to readers that go by file names
         return {{.op = Opcode::rename,
                  .replace = true,
                  .path = join(attempt_directory_, record_.move[moved_]),
-                 .new_path = join(target_.path, record_.move[moved_])}};
+                 .new_path = in_target(record_.move[moved_])}};
     case Phase::sync_moved:
         return {{.op = Opcode::sync_directory, .path = attempt_directory_}, sync_target};
     case Phase::unlink_stale: {
         std::vector<Request> batch;
-        // A way that ends with this switch: a newer checkpoint's file of that name cannot be meant.
         for (const std::string& name : record_.remove)
-            batch.push_back({.op = Opcode::unlink, .path = switch_directory + "/../../" + name});
+            batch.push_back({.op = Opcode::unlink, .path = in_target(name)});
         return batch;
     }
     case Phase::sync_unlinked: return {sync_target};

@@ -8,8 +8,9 @@
 //   3 rename A -> target, never replacing        3 rename A/redo/ -> target/redo, never replacing
 //   4 fsync the parent        <- COMMITTED ->    4 fsync A and the target directory
 //                                                5 rename A/f -> target/f: data, then manifest, then index
-//                                                6 fsync A and the target directory; look whether the
-//                                                  manifest in the target is the new one
+//                                                6 fsync A and the target directory; look whether A has
+//                                                  none of them left, and the manifest in the target is
+//                                                  the new one
 //                                                7 unlink what the replaced checkpoint alone had
 //                                                8 fsync the target, unlink the record, remove redo/<attempt>
 //                                                  and redo, fsync the target
@@ -23,9 +24,9 @@
 //
 // Any process may stop between two steps, and go on when others have finished its switch and committed newer ones
 // (a rank that hung, a reader that helped). So each step that changes the target takes something that only this
-// attempt has, and fails where that is gone: 3 and 5 move it out of A; 7 names its files through redo/<attempt>
-// ("target/redo/<attempt>/../../f"), and 8 removes by that name, which are gone when the switch is done, and before
-// another one can begin. Who clears an attempt of another process away revokes it first: attempt_directory.hpp.
+// attempt has, and fails where that is gone: 3 moves it out of A; 5 and 7 name the target's files through
+// redo/<attempt> ("target/redo/<attempt>/../../f"), and 8 removes by that name, which are gone when the switch is done,
+// and before another one can begin. Who clears an attempt of another process away revokes it first: attempt_directory.hpp.
 #pragma once
 
 #include <functional>

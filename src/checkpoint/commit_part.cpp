@@ -1,23 +1,31 @@
 #include "checkpoint/commit_part.hpp"
 
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
 
 namespace safering::checkpoint {
 
 Result<void> check_part_target(Reactor& reactor, const TargetPath& target) {
-    const std::string manifest = join(target.path, std::string(manifest_name));
-    auto status = perform(reactor, {.op = Opcode::stat, .path = manifest});
-    if (!status && is_absent(status.error()))
-        return {};
-    if (!status)
-        return std::unexpected(std::move(status.error()));
-    return std::unexpected(
-        Error{.code = Errc::checkpoint_conflict,
-              .operation = "prepare global plan",
-              .file = manifest,
-              .detail = "ranks that save without a coordinator cannot replace a whole checkpoint: "
-                        "save to another directory, or remove this checkpoint first"});
+    // One that is still being switched in is there, too.
+    if (auto finished = finish_switch(reactor, target); !finished)
+        return std::unexpected(std::move(finished.error()));
+    for (const std::string_view name : {manifest_name, index_name}) {
+        const std::string path = join(target.path, std::string(name));
+        auto status = perform(reactor, {.op = Opcode::stat, .path = path});
+        if (!status && is_absent(status.error()))
+            continue;
+        if (!status)
+            return std::unexpected(std::move(status.error()));
+        return std::unexpected(Error{
+            .code = Errc::checkpoint_conflict,
+            .operation = "prepare global plan",
+            .file = path,
+            .detail = "ranks that save without a coordinator cannot replace a whole checkpoint, "
+                      "whose files readers would go on to read: save to another directory, or "
+                      "remove this checkpoint first"});
+    }
+    return {};
 }
 
 Result<void> commit_part(Reactor& reactor, const TargetPath& target, const std::string& directory,

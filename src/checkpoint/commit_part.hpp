@@ -5,7 +5,8 @@
 //   2 the target is made if it is absent; its parent is synced
 //   3 each file is renamed into the target, in place of one of that name; both directories are synced
 // A crash leaves each file whole, old or new, and says nothing of the others': that a checkpoint is complete is
-// for the caller to know. There is no manifest, so a target that has one is refused.
+// for the caller to know. There is neither manifest nor index, by which readers go where they are: a target that has one is
+// refused.
 #pragma once
 
 #include <string>
@@ -17,7 +18,8 @@
 
 namespace safering::checkpoint {
 
-/// Errors: checkpoint_conflict where a whole checkpoint of safering's is in the way. Blocks.
+/// Finishes a switch that was cut off. Errors: those of that; checkpoint_conflict where a whole checkpoint is in the way.
+/// Blocks.
 Result<void> check_part_target(Reactor& reactor, const TargetPath& target);
 
 /// Steps 1 to 3. Blocks.

@@ -13,6 +13,7 @@
 
 #include "checkpoint/convert_files.hpp"
 #include "checkpoint/convert_window.hpp"
+#include "checkpoint/finish_switch.hpp"
 #include "checkpoint/manifest.hpp"
 #include "checkpoint/perform.hpp"
 #include "checkpoint/windows.hpp"
@@ -90,7 +91,8 @@ Conversion::Conversion(std::string source, std::string destination, Reactor& rea
 
 Result<void> Conversion::open() {
     // A directory is replaced whole, by what has been read of all of it. A file is one of the files there.
-    if (in_place() || from_.parent == to_.path) {
+    const std::string named_in = make_target_path(source_, LastLink::keep).parent;
+    if (in_place() || from_.parent == to_.path || named_in == to_.path) {
         const auto status = perform(*reactor_, {.op = Opcode::stat, .path = from_.path});
         if (status && status->status.kind != FileKind::directory)
             return std::unexpected(Error{
@@ -223,6 +225,9 @@ Result<std::vector<WriteResults>> Conversion::write(std::span<const SavePlan> pa
 
 // Otherwise the commit would replace a newer save by this older one.
 Result<void> Conversion::check_source_unchanged() {
+    // One that has been committed and not switched in is there, too.
+    if (auto finished = finish_switch(*reactor_, from_); !finished)
+        return std::unexpected(std::move(finished.error()));
     const std::string path = join(from_.path, std::string(manifest_name));
     std::string found;
     auto text = read_small_file(*reactor_, path, OpenMode::read, record_limit_bytes);

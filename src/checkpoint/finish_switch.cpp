@@ -1,6 +1,8 @@
 #include "checkpoint/finish_switch.hpp"
 
 #include <algorithm>
+#include <iterator>
+#include <set>
 #include <utility>
 
 #include <fmt/format.h>
@@ -130,17 +132,50 @@ Result<std::optional<RedoRecord>> read_redo_record(Reactor& reactor, const std::
     return std::move(found->record);
 }
 
+Result<std::vector<std::string>> still_to_move(Reactor& reactor, const std::string& parent,
+                                               const RedoRecord& record) {
+    auto listed = perform(reactor, {.op = Opcode::list, .path = join(parent, record.directory)});
+    if (!listed && !is_absent(listed.error()))
+        return std::unexpected(std::move(listed.error()));
+    std::set<std::string_view> there;
+    if (listed)
+        for (const DirectoryEntry& entry : listed->entries)
+            there.insert(entry.name);
+    std::vector<std::string> names;
+    std::ranges::copy_if(record.move, std::back_inserter(names),
+                         [&](const std::string& name) { return there.contains(name); });
+    return names;
+}
+
 Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRecord& record,
                         std::vector<std::string>& notes) {
-    RedoSwitch move(target, record, RedoSwitch::Part::move_in);
-    if (auto moved = drive(reactor, move); !moved)
-        return moved;
-    // Somebody else may have finished it meanwhile, and saved again: then there is nothing to clean up.
-    auto current = read_redo_record(reactor, target.path);
-    if (!current)
-        return std::unexpected(std::move(current.error()));
-    if (!*current || **current != record)
-        return {};
+    constexpr int tries = 3;
+    for (int i = 0;; ++i) {
+        RedoSwitch move(target, record, RedoSwitch::Part::move_in);
+        if (auto moved = drive(reactor, move); !moved)
+            return moved;
+        // Somebody else may have finished it meanwhile, and saved again: then there is nothing to clean up.
+        auto current = read_redo_record(reactor, target.path);
+        if (!current)
+            return std::unexpected(std::move(current.error()));
+        if (!*current || **current != record)
+            return {};
+        // A move takes what it does not find as moved. It finds nothing either while the target has another name: while
+        // somebody removes it, sees that it was saved to, and gives it back.
+        auto left = still_to_move(reactor, target.parent, record);
+        if (!left)
+            return std::unexpected(std::move(left.error()));
+        if (left->empty())
+            break;
+        if (i + 1 == tries)
+            return std::unexpected(
+                Error{.code = Errc::checkpoint_conflict,
+                      .operation = "finish switch",
+                      .file = target.path,
+                      .detail = fmt::format("it is renamed again and again while {} is moved in; "
+                                            "what is left is moved in when it is opened next",
+                                            left->front())});
+    }
     auto moved_in = has_manifest_of(reactor, target, record.attempt);
     if (!moved_in)
         return std::unexpected(std::move(moved_in.error()));
@@ -151,8 +186,9 @@ Result<void> run_switch(Reactor& reactor, const TargetPath& target, const RedoRe
             .operation = "finish switch",
             .file = target.path,
             .detail = fmt::format("a committed save is still to be moved in from {}, which is not "
-                                  "there; bring it beside the checkpoint, or remove the directory "
-                                  "{} to go back to what the checkpoint held before",
+                                  "there; bring it beside the checkpoint. Where none of its files "
+                                  "has been moved in, removing the directory {} brings back what "
+                                  "the checkpoint held before; where some have, nothing does",
                                   attempt_directory, redo_name)});
     RedoSwitch clean_up(target, record, RedoSwitch::Part::clean_up);
     if (auto cleaned = drive(reactor, clean_up); !cleaned) {

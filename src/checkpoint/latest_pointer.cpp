@@ -81,6 +81,7 @@ Result<void> set_latest(const std::string& checkpoint, Reactor& reactor) {
     if (found == list->checkpoints.end() || !is_loadable(*found))
         return std::unexpected(
             Error{.code = found == list->checkpoints.end() ? Errc::checkpoint_not_found
+                          : found->error                   ? found->error
                                                            : Errc::checkpoint_incomplete,
                   .operation = "set latest",
                   .file = target.path,

@@ -41,8 +41,11 @@ class Listing {
             return std::unexpected(std::move(entries.error()));
         for (const DirectoryEntry& entry : entries->entries)
             names_.insert(entry.name);
-        for (const std::string& name : moved_)
+        for (const std::string& name : in_attempt_)
             names_.insert(name);
+        // Without either manifest, which of the files are the new checkpoint's could not be told.
+        if (!list_.redo_attempt.empty() && !names_.contains(std::string(manifest_name)))
+            return std::unexpected(attempt_is_gone());
         auto found = names_.contains(std::string(manifest_name)) ? by_manifest()
                      : names_.contains(std::string(index_name))  ? by_index()
                                                                  : by_name();
@@ -64,14 +67,10 @@ class Listing {
             return {}; // finished by somebody else meanwhile
         list_.redo_attempt = (*record)->attempt;
         attempt_directory_ = join(target_.parent, (*record)->directory);
-        auto entries = perform(reactor_, {.op = Opcode::list, .path = attempt_directory_});
-        if (!entries && !is_absent(entries.error()))
-            return std::unexpected(std::move(entries.error()));
-        const std::set<std::string_view> to_move((*record)->move.begin(), (*record)->move.end());
-        if (entries)
-            for (const DirectoryEntry& entry : entries->entries)
-                if (to_move.contains(entry.name))
-                    moved_.insert(entry.name);
+        auto left = still_to_move(reactor_, target_.parent, **record);
+        if (!left)
+            return std::unexpected(std::move(left.error()));
+        in_attempt_.insert(left->begin(), left->end());
         list_.notes.push_back(
             "a finished save has not been switched in completely; its files were read "
             "where they are: " +
@@ -80,11 +79,18 @@ class Listing {
     }
 
     std::string path_of(const std::string& name) const {
-        return join(moved_.contains(name) ? attempt_directory_ : target_.path, name);
+        return join(in_attempt_.contains(name) ? attempt_directory_ : target_.path, name);
     }
     OpenMode mode() const { return strict_ ? OpenMode::read_strict : OpenMode::read; }
     Result<std::string> read_record(std::string_view name) {
         return read_small_file(reactor_, path_of(std::string(name)), mode(), record_limit_bytes);
+    }
+    Error attempt_is_gone() const {
+        return {.code = Errc::checkpoint_conflict,
+                .operation = "open checkpoint",
+                .file = target_.path,
+                .detail = fmt::format("{} speaks of a save whose files are neither here nor in {}",
+                                      redo_name, attempt_directory_)};
     }
     Result<void> add(const std::string& name, std::string_view listed_in) {
         if (names_.contains(name)) {
@@ -113,12 +119,7 @@ class Listing {
             return names_.contains(std::string(index_name)) ? by_index() : by_name();
         }
         if (!list_.redo_attempt.empty() && manifest->attempt != list_.redo_attempt)
-            return std::unexpected(Error{
-                .code = Errc::checkpoint_conflict,
-                .operation = "open checkpoint",
-                .file = target_.path,
-                .detail = fmt::format("{} speaks of a save whose files are neither here nor in {}",
-                                      redo_name, attempt_directory_)});
+            return std::unexpected(attempt_is_gone());
         for (const ManifestFile& file : manifest->files)
             if (auto added = add(file.name, manifest_name); !added)
                 return added;
@@ -191,14 +192,14 @@ class Listing {
     std::vector<Error>* findings_;
     FileList list_;
     std::set<std::string> names_;
-    std::set<std::string> moved_;
+    std::set<std::string> in_attempt_;
     std::string attempt_directory_;
 };
 
 } // namespace
 
 bool is_current(Reactor& reactor, const std::string& path, const FileList& list) {
-    if (!list.manifest)
+    if (list.source == CheckpointSource::single_file)
         return true;
     const TargetPath target = make_target_path(path);
     const auto redo = read_redo_record(reactor, target.path);
@@ -208,7 +209,7 @@ bool is_current(Reactor& reactor, const std::string& path, const FileList& list)
         return true; // each file is the new checkpoint's, wherever it was found
     const auto text = read_small_file(reactor, join(target.path, std::string(manifest_name)),
                                       OpenMode::read, record_limit_bytes);
-    return text && digest_of(*text) == list.manifest_digest;
+    return (text ? std::optional(digest_of(*text)) : std::nullopt) == list.manifest_digest;
 }
 
 Result<FileList> list_checkpoint(Reactor& reactor, const std::string& path, bool strict,

@@ -22,6 +22,7 @@ std::string_view name(CheckpointState state) {
     case CheckpointState::switching: return "switching";
     case CheckpointState::damaged: return "damaged";
     case CheckpointState::foreign: return "foreign";
+    case CheckpointState::unreadable: return "unreadable";
     }
     return "unknown";
 }
@@ -58,7 +59,8 @@ class Step {
             return give_up(redo.error());
         redo_ = std::move(*redo);
         if (redo_)
-            look_at_attempt();
+            if (auto looked = look_at_attempt(); !looked)
+                return give_up(looked.error());
         const std::string manifest(manifest_name);
         if (kind_of(manifest) != FileKind::regular) {
             out_.reason = fmt::format("it holds no {}", manifest_name);
@@ -77,18 +79,24 @@ class Step {
 
   private:
     std::string give_up(const Error& error) {
-        out_.reason = error.message();
-        return {};
+        if (could_not_look(error))
+            unreadable(error);
+        else
+            out_.reason = error.message();
+        return redo_ ? redo_->directory : std::string();
     }
 
-    void look_at_attempt() {
+    Result<void> look_at_attempt() {
         attempt_directory_ = join(directory_, redo_->directory);
-        const auto entries = list_entries(reactor_, attempt_directory_);
+        auto entries = list_entries(reactor_, attempt_directory_);
+        if (!entries)
+            return is_absent(entries.error()) ? Result<void>()
+                                              : std::unexpected(std::move(entries.error()));
         const std::set<std::string_view> to_move(redo_->move.begin(), redo_->move.end());
-        if (entries)
-            for (const auto& [entry, kind] : *entries)
-                if (to_move.contains(entry))
-                    still_to_move_.emplace(entry, kind);
+        for (const auto& [entry, kind] : *entries)
+            if (to_move.contains(entry))
+                still_to_move_.emplace(entry, kind);
+        return {};
     }
 
     std::optional<FileKind> kind_of(const std::string& name) const {
@@ -114,9 +122,8 @@ class Step {
         std::set<std::string_view> own{manifest_name, redo_name};
         const auto expect = [&](const std::string& file, std::uint64_t size) {
             own.insert(file);
-            if (const auto kind = kind_of(file); kind != FileKind::regular)
-                return damaged(
-                    fmt::format("{} is {}", escaped(file), kind ? "no regular file" : "missing"));
+            if (!kind_of(file))
+                return damaged(fmt::format("{} is missing", escaped(file)));
             requests.push_back({.op = Opcode::stat, .path = path_of(file)});
             sizes.push_back(size);
         };
@@ -130,13 +137,28 @@ class Step {
         const auto completions = reactor_.wait_all(requests);
         for (std::size_t i = 0; i < completions.size(); ++i)
             if (completions[i].error)
-                damaged(to_error(requests[i], completions[i]).message());
+                look_failed(to_error(requests[i], completions[i]));
+            else if (completions[i].status.kind != FileKind::regular)
+                damaged(fmt::format("{} is no regular file", escaped(requests[i].path)));
             else if (completions[i].status.size != sizes[i])
                 damaged(fmt::format("{} has {} bytes, saved were {}", escaped(requests[i].path),
                                     completions[i].status.size, sizes[i]));
         for (const auto& [entry, kind] : entries_)
             if (!own.contains(entry) && !(redo_ && std::ranges::count(redo_->remove, entry) != 0))
                 out_.others.push_back(entry);
+    }
+
+    void look_failed(const Error& error) {
+        if (!could_not_look(error))
+            damaged(error.message());
+        else if (out_.state != CheckpointState::damaged)
+            unreadable(error);
+    }
+
+    void unreadable(const Error& error) {
+        out_.state = CheckpointState::unreadable;
+        out_.error = error.code;
+        out_.reason = error.message();
     }
 
     // The first reason is told.

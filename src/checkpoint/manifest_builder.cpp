@@ -14,6 +14,8 @@ namespace safering::checkpoint {
 
 namespace {
 
+constexpr std::uint64_t hex_digits = 16; // of a digest
+
 std::unexpected<Error> results_fault(Errc code, std::string_view fqn, std::string detail) {
     return std::unexpected(Error{.code = code,
                                  .operation = "check write results",
@@ -50,6 +52,7 @@ ManifestBuilder::ManifestBuilder(const std::vector<SavePlan>& plans, const plan:
             SAFERING_ASSERT(box && length); // both made when the files were laid out
             const std::uint64_t cells =
                 cell_count(box->hull().shifted(placement.tensor_begin), manifest_.chunk_bytes);
+            digest_text_bytes_ += cells * hex_digits;
             names_ += item.fqn;
             std::uint32_t place = whole_tensor;
             if (item.chunk.sizes != item.size) {

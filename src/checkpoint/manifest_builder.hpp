@@ -17,6 +17,9 @@ class ManifestBuilder {
     /// `plans` as prepare_global_plan gives them out, rank i at place i; `layout` is theirs.
     ManifestBuilder(const std::vector<SavePlan>& plans, const plan::Layout& layout);
 
+    /// What the digests of the plan's extents will take in the manifest's text.
+    std::uint64_t digest_text_bytes() const { return digest_text_bytes_; }
+
     /// The results must cover the plan exactly once: one WriteResults a rank (a rank without items may be
     /// left out), its items those of the plan in their order, all of this attempt. May be called once.
     /// Errors: checkpoint_results_mismatch, checkpoint_foreign_attempt, naming rank and tensor.
@@ -51,6 +54,7 @@ class ManifestBuilder {
     std::string names_;
     std::vector<ChunkStorageMetadata> boxes_;
     std::vector<Item> items_;
+    std::uint64_t digest_text_bytes_ = 0;
     std::vector<std::size_t> rank_begin_;   // in items_, and the end behind them
     std::map<std::size_t, Digests> joined_; // of items that several ranks wrote, by item
 };

@@ -1,5 +1,6 @@
 #include "checkpoint/removal.hpp"
 
+#include <algorithm>
 #include <set>
 
 #include <fmt/format.h>
@@ -38,7 +39,7 @@ Result<void> unlink_but_manifest(Reactor& reactor, const std::string& path,
         own.insert(index_name);
     auto listed = perform(reactor, {.op = Opcode::list, .path = path});
     if (!listed)
-        return std::unexpected(listed.error());
+        return is_absent(listed.error()) ? Result<void>() : std::unexpected(listed.error());
     std::string foreign;
     for (const DirectoryEntry& entry : listed->entries) {
         const std::string inside = join(path, entry.name);
@@ -63,25 +64,51 @@ Result<void> unlink_but_manifest(Reactor& reactor, const std::string& path,
             .detail = fmt::format("it holds {}, which its save did not write; move that away, or "
                                   "ask for others' files to be removed too",
                                   escaped(foreign))});
-    const auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = path});
-    return synced ? Result<void>() : std::unexpected(synced.error());
+    return perform_or_gone(reactor, {.op = Opcode::sync_directory, .path = path});
 }
 
-// Whether a renamed directory still holds the checkpoint that was listed.
-bool is_unchanged(Reactor& reactor, const std::string& path, const StepCheckpoint& checkpoint) {
+// Whether a renamed directory holds another save than the one that was listed. One that holds none is being removed by
+// somebody else, too: no save comes to a hidden name.
+Result<bool> holds_another(Reactor& reactor, const std::string& path,
+                           const StepCheckpoint& checkpoint) {
     const auto redo = read_redo_record(reactor, path);
+    if (!redo)
+        return std::unexpected(redo.error());
     const auto manifest = read_manifest(reactor, path);
-    return redo && !*redo && manifest && manifest->attempt == checkpoint.attempt;
+    if (!manifest && !is_absent(manifest.error()))
+        return std::unexpected(manifest.error());
+    return *redo || (manifest && manifest->attempt != checkpoint.attempt);
+}
+
+Error saved_meanwhile(const std::string& path) {
+    return {.code = Errc::checkpoint_conflict,
+            .operation = "remove checkpoint",
+            .file = path,
+            .detail = "it was saved to meanwhile, and stays"};
+}
+
+// Whether everything is there that the save wrote: nothing of it has been removed.
+Result<bool> is_whole(Reactor& reactor, const std::string& path, const Manifest& manifest) {
+    auto listed = perform(reactor, {.op = Opcode::list, .path = path});
+    if (!listed)
+        return std::unexpected(std::move(listed.error()));
+    std::set<std::string_view> there;
+    for (const DirectoryEntry& entry : listed->entries)
+        there.insert(entry.name);
+    return (!manifest.index || there.contains(index_name)) &&
+           std::ranges::all_of(manifest.files,
+                               [&](const ManifestFile& file) { return there.contains(file.name); });
 }
 
 // What another save has come into meanwhile gets its name back, where that is free; a switch that was cut off there is
 // finished.
-Error put_back(Reactor& reactor, const std::string& path, const std::string& old_path) {
-    Error error{.code = Errc::checkpoint_conflict,
-                .operation = "remove checkpoint",
-                .file = old_path,
-                .detail = "it was saved to meanwhile, and stays"};
+Error put_back(Reactor& reactor, const std::string& path, const std::string& old_path,
+               Error error) {
     const auto back = perform(reactor, {.op = Opcode::rename, .path = path, .new_path = old_path});
+    if (!back && is_absent(back.error())) {
+        error.detail += "; somebody else has given it back or removed it meanwhile";
+        return error;
+    }
     if (!back) {
         error.detail += fmt::format(" as {}: {}", escaped(path), back.error().message());
         return error;
@@ -118,13 +145,23 @@ Result<void> finish_removal(Reactor& reactor, const std::string& directory, cons
     auto redo = read_redo_record(reactor, path);
     if (!redo)
         return std::unexpected(std::move(redo.error()));
+    const std::string old_path = join(directory, parsed->target);
     if (*redo)
-        return std::unexpected(put_back(reactor, path, join(directory, parsed->target)));
+        return std::unexpected(put_back(reactor, path, old_path, saved_meanwhile(old_path)));
     // No record: there is nothing to finish but what is left of a switch that was done.
     if (auto done = finish_switch(reactor, make_target_path(path)); !done)
         return std::unexpected(std::move(done.error()));
     auto manifest = read_manifest(reactor, path);
     if (manifest) {
+        // A removal that was to be of an older save, and was cut off before it saw that.
+        if (manifest->attempt != parsed->id) {
+            auto whole = is_whole(reactor, path, *manifest);
+            if (!whole)
+                return std::unexpected(std::move(whole.error()));
+            if (*whole)
+                return std::unexpected(
+                    put_back(reactor, path, old_path, saved_meanwhile(old_path)));
+        }
         if (auto unlinked = unlink_but_manifest(reactor, path, *manifest, others); !unlinked)
             return unlinked;
         const std::string record = join(path, std::string(manifest_name));
@@ -143,14 +180,17 @@ Result<void> finish_removal(Reactor& reactor, const std::string& directory, cons
 
 Result<void> remove_checkpoint(Reactor& reactor, const std::string& directory,
                                const StepCheckpoint& checkpoint, RetentionPolicy::Others others) {
-    const std::string name = hidden_name(checkpoint.name, make_attempt_id(), removal_suffix);
+    const std::string name = hidden_name(checkpoint.name, checkpoint.attempt, removal_suffix);
     const std::string path = join(directory, name);
     const auto renamed =
         perform(reactor, {.op = Opcode::rename, .path = checkpoint.path, .new_path = path});
     if (!renamed)
         return std::unexpected(renamed.error());
-    if (!is_unchanged(reactor, path, checkpoint))
-        return std::unexpected(put_back(reactor, path, checkpoint.path));
+    auto other = holds_another(reactor, path, checkpoint);
+    if (!other || *other)
+        return std::unexpected(
+            put_back(reactor, path, checkpoint.path,
+                     other ? saved_meanwhile(checkpoint.path) : std::move(other.error())));
     const auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = directory});
     if (!synced)
         return std::unexpected(synced.error());

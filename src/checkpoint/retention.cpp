@@ -37,6 +37,18 @@ Result<std::optional<StepCheckpoint>> latest(const std::string& directory, React
     if (!list)
         return std::unexpected(list.error());
     const StepCheckpoint* newest = latest(*list, prefix);
+    for (const StepCheckpoint& checkpoint : list->checkpoints)
+        if (checkpoint.state == CheckpointState::unreadable &&
+            (prefix.empty() || checkpoint.prefix == prefix) &&
+            (newest == nullptr || checkpoint.step > newest->step ||
+             checkpoint.name == list->pointer))
+            return std::unexpected(Error{
+                .code = checkpoint.error,
+                .operation = "find the newest checkpoint",
+                .file = checkpoint.path,
+                .detail =
+                    "it may be the newest one, and could not be looked at: " + checkpoint.reason +
+                    "; try again, load another by its name, or move this one away"});
     return newest == nullptr ? std::nullopt : std::optional(*newest);
 }
 
@@ -54,6 +66,8 @@ void keep_of_series(std::span<const StepCheckpoint> series, std::span<std::strin
         std::string& reason = reasons[i];
         if (checkpoint.state == CheckpointState::foreign)
             reason = fmt::format("not known to be ours: {}", checkpoint.reason);
+        else if (checkpoint.state == CheckpointState::unreadable)
+            reason = fmt::format("it could not be looked at: {}", checkpoint.reason);
         else if (checkpoint.state == CheckpointState::switching)
             reason = "its last save is still being switched in";
         else if (checkpoint.state == CheckpointState::damaged && newer == 0)

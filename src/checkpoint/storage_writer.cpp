@@ -238,6 +238,8 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::commit(std::vector<WriteResul
         manifest->index =
             ManifestIndex{.file_bytes = input.index.size(), .digest = digest_of(input.index)};
     input.manifest = to_text(*manifest);
+    if (auto fits = check_record_size(manifest_name, input.manifest.size()); !fits)
+        return std::unexpected(std::move(fits.error()));
     SaveReport report = report_of(running);
     add_exchange(report, results);
     add_ranks(report, std::move(results));

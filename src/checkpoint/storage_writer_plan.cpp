@@ -197,6 +197,11 @@ HuggingFaceStorageWriter::Impl::prepare_global_plan(std::vector<SavePlan> plans)
             for (const auto& [fqn, file] : layout->weight_map)
                 add(fqn, begun.files[file]);
         });
+    if (auto fits = check_record_size(index_name, begun.index.size()); !fits)
+        return std::unexpected(std::move(fits.error()));
+    if (options.digests && !options.alone)
+        if (auto fits = check_record_size(manifest_name, begun.manifest.digest_text_bytes()); !fits)
+            return std::unexpected(std::move(fits.error()));
     // Last, as there is something to abort from here on.
     auto heads = create_attempt_directory(running, directory, std::move(layout->files));
     if (!heads)

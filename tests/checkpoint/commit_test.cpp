@@ -386,6 +386,32 @@ TEST_F(Commit, HarmsNothingWhereTheAttemptOfASwitchIsGone) {
     EXPECT_EQ(differences(old, {1, 0}, "/elsewhere/step", third), "");
 }
 
+// The same of a checkpoint of others, which no manifest tells from the new one's files: some may have been moved in.
+TEST_F(Commit, LoadsNoMixtureWhereTheAttemptOfASwitchIsGoneAndNothingTellsThemApart) {
+    const Model old = small_model(1);
+    const Model fresh = small_model(30);
+    const std::string manifest = join(path, std::string(manifest_name));
+    ASSERT_TRUE(save_model(old, {2, 0}, two_files(old)));
+    ASSERT_FALSE(reactor->wait({.op = Opcode::unlink, .path = manifest}).error);
+    disk->inject({.op = Opcode::rename,
+                  .path_contains = "model-00002",
+                  .times = Fault::for_ever,
+                  .error = EIO});
+    ASSERT_FALSE(save_model(fresh, {2, 0}, two_files(fresh)));
+    disk->clear_faults();
+    disk = disk->crash({CrashPolicy::Kind::keep_all});
+    reactor = make_reactor(disk);
+    const SimulatedTree cut_off = disk->now();
+    EXPECT_EQ(differs(fresh), ""); // the attempt is beside it
+    disk->restart(cut_off);
+    const std::string beside = disk->list("/ckpt")[0];
+    ASSERT_TRUE(beside.starts_with('.'));
+    ASSERT_TRUE(remove_tree(*reactor, join("/ckpt", beside)));
+    EXPECT_EQ(load_error().code, Errc::checkpoint_conflict);
+    const auto verified = verify_checkpoint(path, *reactor);
+    EXPECT_TRUE(!verified || !verified->findings.empty());
+}
+
 TEST_F(Commit, RefusesADirectoryInTheWayBeforeTheCommit) {
     const Model old = small_model(1);
     ASSERT_TRUE(save_model(old, {2, 0}, two_files(old)));
@@ -550,6 +576,28 @@ TEST_F(CommitDriver, FinishesASwitchWhicheverOperationFailsFirst) {
     }
 }
 
+// As the target has another name while somebody who was to remove it gives it back.
+TEST_F(CommitDriver, MovesAgainWhatAMoveDidNotFind) {
+    for (const std::uint64_t times : {std::uint64_t{1}, Fault::for_ever}) {
+        disk->write_text(join(path, file), "old");
+        CommitInput saving = prepare();
+        disk->inject({.op = Opcode::rename,
+                      .path_contains = join(attempt_directory, file),
+                      .times = times,
+                      .error = ENOENT});
+        const CommitOutcome outcome = commit_checkpoint(*reactor, saving);
+        disk->clear_faults();
+        EXPECT_EQ(outcome.error.has_value(), times != 1);
+        if (outcome.error) {
+            EXPECT_EQ(outcome.error->code, Errc::checkpoint_conflict);
+            EXPECT_TRUE(finish_switch(*reactor, target));
+        }
+        EXPECT_EQ(disk->read_text(join(path, file)), "new");
+        EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+        ASSERT_TRUE(remove_tree(*reactor, path));
+    }
+}
+
 // Then nothing says that the new checkpoint is there, and nothing of the old one is removed.
 TEST_F(CommitDriver, RemovesNothingWhereTheManifestWasDamagedMeanwhile) {
     const std::string stale = join(path, "model-00002-of-00002.safetensors");
@@ -616,7 +664,7 @@ TEST(PartCommit, ReportsTheFailureOfEveryOperationAndLosesNoFile) {
         EXPECT_EQ(committed.error().code, std::errc::io_error) << committed.error().message();
         EXPECT_FALSE(committed.error().file.empty());
     }
-    EXPECT_EQ(failures, 4 + files.size() + 2);
+    EXPECT_EQ(failures, 6 + files.size() + 2);
 }
 
 TEST(PartCommit, AddsToATargetThatIsThere) {

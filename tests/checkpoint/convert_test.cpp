@@ -2,9 +2,11 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <filesystem>
 
 #include <safering/save_load.hpp>
 
+#include "../io/backends.hpp"
 #include "checkpoint/convert.hpp"
 #include "disk_fixture.hpp"
 #include "plan/float_convert.hpp"
@@ -208,6 +210,21 @@ TEST_F(Convert, RefusesAFileOfTheDestinationADamagedSourceAndBadOptions) {
         EXPECT_EQ(converted.error().code, Errc::checkpoint_digest_mismatch);
         EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
     }
+}
+
+// As the files of a hub's cache are links to where their bytes are kept.
+TEST(ConvertBehindLinks, RefusesAFileThatIsALinkInTheDestination) {
+    const std::shared_ptr<Reactor> reactor = Reactor::create().value();
+    const TemporaryDirectory temporary;
+    const Model model = small_model(1);
+    ASSERT_TRUE(save(model, {2, 0}, temporary / "snapshot", two_files(model), {reactor}));
+    const std::string file = temporary / "snapshot/model-00001-of-00002.safetensors";
+    std::filesystem::create_directory(temporary / "blobs");
+    std::filesystem::rename(file, temporary / "blobs/1");
+    std::filesystem::create_symlink("../blobs/1", file);
+    EXPECT_EQ(convert_checkpoint(file, temporary / "snapshot", *reactor).error().code,
+              Errc::checkpoint_conflict);
+    EXPECT_EQ(differences(model, {1, 0}, temporary / "snapshot", reactor), "");
 }
 
 // What a model becomes, by the conversion of whole tensors at once.

@@ -411,7 +411,8 @@ class HalfSwitched final : public AnsweringBackend {
         const bool named =
             path.parent_path().extension() == ".tmp" && !path.filename().string().starts_with('.');
         if (named && operation.request.op == Opcode::rename &&
-            std::filesystem::path(operation.request.new_path).parent_path() == target_) {
+            std::filesystem::path(operation.request.new_path).lexically_normal().parent_path() ==
+                target_) {
             return fail(operation, {EROFS, std::system_category()});
         }
         if (named && operation.request.op == Opcode::open &&

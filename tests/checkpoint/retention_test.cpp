@@ -296,6 +296,82 @@ TEST_F(Retention, ACheckpointThatIsSavedMeanwhileStays) {
     EXPECT_EQ(differences(small_model(9), {1, 0}, at("step-1"), reactor), "");
 }
 
+// Whoever renamed it was cut off before it saw that another save had come into it.
+TEST_F(Retention, ASaveThatAHalfRemovalCaughtGetsItsNameBack) {
+    save_steps({"step-1", "step-2"});
+    const StepCheckpoint before = listed("step-1");
+    ASSERT_TRUE(save_step("step-1", 9));
+    const std::string hidden =
+        checkpoint::hidden_name("step-1", before.attempt, checkpoint::removal_suffix);
+    ASSERT_FALSE(
+        reactor->wait({.op = Opcode::rename, .path = at("step-1"), .new_path = at(hidden)}).error);
+    const PruneReport report = pruned({.keep_last = 2});
+    ASSERT_EQ(report.failures.size(), 1u);
+    EXPECT_EQ(report.failures[0].code, Errc::checkpoint_conflict);
+    EXPECT_EQ(differences(small_model(9), {1, 0}, at("step-1"), reactor), "");
+    EXPECT_TRUE(pruned({}).failures.empty()); // and goes when it is its turn
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step-2"});
+}
+
+// Nothing that the system would not say makes a checkpoint one that may go.
+TEST_F(Retention, WhatCouldNotBeLookedAtStaysAndIsNotPassedOver) {
+    for (const auto& [op, name] :
+         std::initializer_list<std::pair<Opcode, std::string>>{{Opcode::stat, "/model-"},
+                                                               {Opcode::open, "/safering.manifest"},
+                                                               {Opcode::read, "/safering.manifest"},
+                                                               {Opcode::list, ""},
+                                                               {Opcode::list, "/.safering.redo"}}) {
+        save_steps({"step-1", "step-2", "step-3", "step-4", "step-5"});
+        disk->inject({.op = op,
+                      .path_contains = "step-4" + name,
+                      .times = Fault::for_ever,
+                      .error = ESTALE});
+        EXPECT_EQ(listed("step-4").state, CheckpointState::unreadable) << name;
+        EXPECT_EQ(listed("step-4").error.value(), ESTALE);
+        EXPECT_EQ(newest(), "step-5");
+        EXPECT_EQ(pruned({.keep_last = 3}).removed.size(), 1u);
+        EXPECT_EQ(disk->list("/ckpt"),
+                  (std::vector<std::string>{"step-2", "step-3", "step-4", "step-5"}));
+        ASSERT_TRUE(checkpoint::remove_tree(*reactor, at("step-5")));
+        const auto found = latest("/ckpt", *reactor);
+        ASSERT_FALSE(found);
+        EXPECT_EQ(found.error().code.value(), ESTALE);
+        EXPECT_EQ(found.error().file, at("step-4"));
+        EXPECT_EQ(set_latest(at("step-4"), *reactor).error().code.value(), ESTALE);
+        EXPECT_TRUE(latest("/ckpt", *reactor, "other"));
+        disk->clear_faults();
+        EXPECT_EQ(newest(), "step-4");
+    }
+}
+
+// As readers follow them, where files were moved to another disk or are kept once for several checkpoints.
+TEST_F(Retention, FilesMayBeLinks) {
+    save_steps({"step-1", "step-2", "step-3"});
+    const std::string file = "/model-00001-of-00001.safetensors";
+    const auto link = [&](const std::string& name) {
+        disk->make_directory("/moved");
+        ASSERT_FALSE(
+            reactor
+                ->wait(
+                    {.op = Opcode::rename, .path = at(name) + file, .new_path = "/moved/" + name})
+                .error);
+        disk->make_symlink(at(name) + file, "/moved/" + name);
+    };
+    link("step-2");
+    link("step-3");
+    EXPECT_EQ(listed("step-3").state, CheckpointState::whole) << listed("step-3").reason;
+    EXPECT_EQ(newest(), "step-3");
+    EXPECT_EQ(pruned({.keep_last = 2}).removed.size(), 1u);
+    EXPECT_EQ(disk->list("/ckpt"), (std::vector<std::string>{"step-2", "step-3"}));
+    EXPECT_EQ(differences(small_model(1), {1, 0}, at("step-3"), reactor), "");
+    EXPECT_EQ(pruned({}).removed.size(), 1u);
+    EXPECT_EQ(disk->list("/moved"), (std::vector<std::string>{"step-2", "step-3"}));
+    ASSERT_FALSE(reactor->wait({.op = Opcode::unlink, .path = "/moved/step-3"}).error);
+    EXPECT_EQ(listed("step-3").state, CheckpointState::damaged);
+    disk->make_directory("/moved/step-3");
+    EXPECT_EQ(listed("step-3").state, CheckpointState::damaged);
+}
+
 // Whoever renamed it was cut off before it saw the switch.
 TEST_F(Retention, ASwitchInAHalfRemovedCheckpointIsFinishedUnderItsName) {
     const std::string hidden = checkpoint::hidden_name("step-1", checkpoint::make_attempt_id(),
@@ -381,9 +457,20 @@ TEST_F(Retention, AnAttemptThatARenamedCheckpointNeedsIsNotRemoved) {
     crash_in_save("run", Opcode::rename, "model-00001");
     ASSERT_FALSE(
         reactor->wait({.op = Opcode::rename, .path = at("run"), .new_path = at("renamed")}).error);
-    const auto report = recover_checkpoint(at("run"), *reactor, StaleAttempts::all);
-    ASSERT_TRUE(report);
-    EXPECT_EQ(report->left.size(), 1u);
+    // Not even where it cannot be asked now.
+    for (const int error : {EMFILE, EIO, 0}) {
+        if (error != 0)
+            disk->inject({.op = Opcode::list,
+                          .path_contains = "renamed/.safering.redo",
+                          .times = Fault::for_ever,
+                          .error = error});
+        const auto report = recover_checkpoint(at("run"), *reactor, StaleAttempts::all);
+        disk->clear_faults();
+        ASSERT_TRUE(report);
+        EXPECT_EQ(report->removed.size(), 0u);
+        EXPECT_EQ(report->failures.size(), error == 0 ? 0u : 1u);
+        EXPECT_EQ(report->left.size(), error == 0 ? 1u : 0u);
+    }
     EXPECT_EQ(differences(small_model(7), {1, 0}, at("renamed"), reactor), "");
 }
 

@@ -97,6 +97,26 @@ TEST_F(Writer, RefusesPlansThatDoNotFitTogether) {
               safering_category());
 }
 
+// What no reader would take is refused before anything is written.
+TEST_F(Writer, RefusesDigestsThatWouldNotFitTheManifest) {
+    constexpr std::uint32_t ranks = 17;
+    std::vector<SavePlan> many;
+    for (std::uint32_t r = 0; r < ranks; ++r)
+        many.push_back({.rank = r,
+                        .items = {{.fqn = "experts",
+                                   .type = WriteItemType::shard,
+                                   .dtype = Dtype::u8,
+                                   .chunk = {{0, r, 0}, {std::uint64_t{1} << 22, 1, 1024}},
+                                   .size = {std::uint64_t{1} << 22, ranks, 1024}}},
+                        .storage = {}});
+    HuggingFaceStorageWriter plain(path, {.exchange = ExchangeWay::off}, reactor);
+    const auto prepared = plain.prepare_global_plan(many);
+    ASSERT_FALSE(prepared);
+    EXPECT_EQ(prepared.error().code, Errc::checkpoint_over_budget);
+    EXPECT_NE(prepared.error().message().find("without digests"), std::string::npos);
+    EXPECT_TRUE(disk->list("/ckpt").empty());
+}
+
 TEST_F(Writer, RefusesLocalPlans) {
     SavePlan plan{.items = {{.fqn = "a", .dtype = Dtype::f32, .chunk = {{0}, {8}}, .size = {8}}}};
     EXPECT_TRUE(writer.prepare_local_plan(plan));
@@ -392,6 +412,29 @@ TEST_F(SavingAlone, DoesNotTouchAWholeCheckpoint) {
     EXPECT_EQ(report.error().code, Errc::checkpoint_conflict);
     EXPECT_EQ(differs(model), "");
     EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
+// A reader would go by it, and never come to what was saved.
+TEST_F(SavingAlone, DoesNotTouchACheckpointOfOthers) {
+    ASSERT_TRUE(save_model(model));
+    const std::string manifest = path + "/safering.manifest.json";
+    ASSERT_FALSE(reactor->wait({.op = Opcode::unlink, .path = manifest}).error);
+    const auto report = save_alone(0, 2);
+    ASSERT_FALSE(report);
+    EXPECT_EQ(report.error().code, Errc::checkpoint_conflict);
+    EXPECT_EQ(differs(model), "");
+}
+
+TEST_F(SavingAlone, DoesNotTouchACheckpointThatIsBeingSwitchedIn) {
+    disk->write_text(path + "/config.json", "{}");
+    disk->inject(
+        {.op = Opcode::rename, .path_contains = "model-", .times = Fault::for_ever, .error = EIO});
+    ASSERT_FALSE(save_model(model));
+    disk->clear_faults();
+    const auto report = save_alone(0, 2);
+    ASSERT_FALSE(report);
+    EXPECT_EQ(report.error().code, Errc::checkpoint_conflict);
+    EXPECT_EQ(differs(model), "");
 }
 
 TEST_F(SavingAlone, NeedsOneShardedPlan) {

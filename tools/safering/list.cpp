@@ -51,7 +51,7 @@ void print_text(const CheckpointList& list) {
         fmt::print("{:<{}}  {:<10}{:>10}{:>7}  {}\n", "name", width, "state", "size", "files",
                    "saved");
     for (const StepCheckpoint& checkpoint : list.checkpoints) {
-        const bool ours = checkpoint.state != CheckpointState::foreign;
+        const bool ours = !checkpoint.attempt.empty();
         fmt::print("{:<{}}  {:<10}{:>10}{:>7}  {}{}\n", escaped(checkpoint.name), width,
                    name(checkpoint.state), ours ? format_bytes(checkpoint.bytes) : "",
                    ours ? std::to_string(checkpoint.files) : "",

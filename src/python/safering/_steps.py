@@ -18,7 +18,7 @@ class StepCheckpoint:
     """Attributes:
     name, prefix, step, path: "step-1000", "step", 1000, and where it is.
     state: "whole"; "switching" (whole; opening it moves in the last files); "damaged"; "foreign" (the name fits,
-        but no manifest of ours says what it is).
+        but no manifest of ours says what it is); "unreadable" (the system refused to say: it may be whole).
     reason: why it is not whole.
     attempt, saved_ms: the save that wrote it and its beginning, milliseconds since 1970.
     files, bytes: of its data files.
