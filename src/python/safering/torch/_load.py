@@ -78,7 +78,8 @@ def load(
 
 
 _READER_STEPS = frozenset(
-    ("read_metadata", "set_up_storage_reader", "prepare_local_plan", "prepare_global_plan", "read_data")
+    ("read_metadata", "set_up_storage_reader", "prepare_local_plan", "prepare_global_plan", "read_data",
+     *HuggingFaceStorageReader._hooks)
 )
 _PLANNER_STEPS = frozenset(
     ("set_up_planner", "create_local_plan", "create_global_plan", "finish_plan", "load_bytes", "resolve_tensor",

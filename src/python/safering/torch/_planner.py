@@ -38,6 +38,7 @@ from torch.distributed.tensor import DTensor
 
 from .. import _native
 from ._dtypes import CODES
+from ._hooks import overrides
 from ._plans import item_columns, no_collection
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
@@ -52,7 +53,8 @@ class DefaultSavePlanner(_TorchSavePlanner):
         if self._enable_plan_caching:
             return super().create_local_plan()
         with no_collection():
-            plan = SavePlan(local_items(self.state_dict))
+            # Who derives from this may change what each of them says.
+            plan = SavePlan(local_items(self.state_dict, shared=type(self) is DefaultSavePlanner))
         if self.flatten_state_dict:
             plan = dataclasses.replace(plan, planner_data=self.mappings)
         self.plan = plan
@@ -60,7 +62,11 @@ class DefaultSavePlanner(_TorchSavePlanner):
 
     def _create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
         data = [item.tensor_data for plan in all_plans for item in plan.items]
-        if self.dedup_save_to_lowest_rank or any(d is None or d.properties.dtype not in CODES for d in data):
+        if (
+            self.dedup_save_to_lowest_rank
+            or overrides(self, ("_dedup_save_plans",))
+            or any(d is None or d.properties.dtype not in CODES for d in data)
+        ):
             return super()._create_global_plan(all_plans)
         native = [_native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(all_plans)]
         # A plan that is alone may have shards of tensors whose others nobody knows here.
@@ -92,7 +98,7 @@ class DefaultLoadPlanner(_TorchLoadPlanner):
                     type(value) in _PLAIN
                     and isinstance(stored, TensorStorageMetadata)
                     and len(stored.chunks) == 1
-                    and stored.chunks[0].sizes == value.size()
+                    and stored.chunks[0].sizes == stored.size == value.size()
                 ):
                     origin = _origin(value.dim())
                     index = MetadataIndex(fqn, origin, 0)
@@ -120,7 +126,8 @@ def _origin(rank: int, _known: dict[int, torch.Size] = {}) -> torch.Size:
     return _known[rank]
 
 
-def local_items(state_dict: dict[str, Any]) -> list[WriteItem]:
+def local_items(state_dict: dict[str, Any], shared: bool = True) -> list[WriteItem]:
+    """`shared`: items of the same properties have the same object of them."""
     items: list[WriteItem] = []
     known: dict[tuple, TensorProperties] = {}
     chunks: dict[tuple, ChunkStorageMetadata] = {}  # of DTensors: many have the same shape, mesh and placements
@@ -129,7 +136,7 @@ def local_items(state_dict: dict[str, Any]) -> list[WriteItem]:
         key = (tensor.dtype, tensor.layout, tensor.requires_grad, tensor.is_pinned())
         if key not in known:
             known[key] = TensorProperties.create_from_tensor(tensor)
-        return known[key]
+        return known[key] if shared else dataclasses.replace(known[key])
 
     for fqn, value in state_dict.items():
         if type(value) in _PLAIN:

@@ -27,15 +27,15 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from .. import _errors, _runtime
 from ._dequantize import Shape, expand_mxfp4, multiply_blocks
+from ._hooks import overrides
 from ._reader import HuggingFaceStorageReader
 from ._tensors import WINDOW_BYTES, empty_plain, synchronize, windows
 
 __all__ = ["QuantizedHuggingFaceStorageReader"]
 
 # torch has its own since 2.9.
-_BASES = (HuggingFaceStorageReader,) + (
-    (dcp.QuantizedHuggingFaceStorageReader,) if hasattr(dcp, "QuantizedHuggingFaceStorageReader") else ()
-)
+_TorchQuantized = getattr(dcp, "QuantizedHuggingFaceStorageReader", None)
+_BASES = (HuggingFaceStorageReader,) + ((_TorchQuantized,) if _TorchQuantized is not None else ())
 
 _FP8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 
@@ -102,6 +102,10 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
     HuggingFaceStorageReader raises.
     """
 
+    _hooks = HuggingFaceStorageReader._hooks + tuple(
+        name for name in vars(_TorchQuantized or object) if name.startswith("_") and not name.startswith("__")
+    )
+
     def __init__(
         self,
         path: str,
@@ -137,6 +141,8 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
 
     def read_metadata(self) -> Metadata:
         """As HuggingFaceStorageReader; quantised weights are shown as they will be loaded."""
+        if overrides(self, self._hooks):
+            return _TorchQuantized.read_metadata(self)  # with what torch's read_data goes by
         metadata = super().read_metadata()
         tensors = metadata.state_dict_metadata
         quantized: dict[str, _Quantized] = {}
@@ -203,7 +209,7 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
         for position, (item, target) in enumerate(zip(items, targets)):
             one = self._quantized.get(item.storage_index.fqn)
             if one is None:
-                self._check_plain(item, target)
+                self._check_target(item, target)
                 plain.append(position)
             else:
                 parts += self._parts(item, one, target)
@@ -211,8 +217,15 @@ class QuantizedHuggingFaceStorageReader(*_BASES):
         for window in windows(parts, lambda part: part.nbytes):
             self._fill_window(window, report)
 
-    def _check_plain(self, item: ReadItem, target: torch.Tensor) -> None:
+    def _loaded_dtype(self, item: ReadItem) -> torch.dtype:
+        if self._quantized is None:
+            self.read_metadata()
+        return self.target_dtype if item.storage_index.fqn in self._quantized else super()._loaded_dtype(item)
+
+    def _check_target(self, item: ReadItem, target: torch.Tensor) -> None:
         fqn = item.storage_index.fqn
+        if fqn in self._quantized:
+            return
         dtype = self.storage_data[item.storage_index].dtype
         if dtype in _FP8 and target.dtype != dtype:
             raise self._error(

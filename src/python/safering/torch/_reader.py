@@ -27,6 +27,7 @@ from .. import _native, _runtime
 from .._arguments import check_choice, check_exchange, check_progress, check_reactor
 from .._reports import LoadReport
 from ._dtypes import CODES, DTYPES, F4, stored_shape, torch_shape
+from ._hooks import overrides
 from ._plans import no_collection
 from ._state import listed
 from ._tensors import columns, empty_plain, is_plain, nbytes, synchronize, windows
@@ -37,6 +38,9 @@ __all__ = ["HuggingFaceStorageReader"]
 
 _OFFER_KEY = "safering.offer"
 _EXCHANGE_KEY = "safering.exchange"
+
+# What a planner says of each tensor.
+_PLANNER_STEPS = ("resolve_tensor", "commit_tensor", "lookup_tensor", "transform_tensor")
 
 
 class _FlatPath(tuple):
@@ -72,8 +76,11 @@ class HuggingFaceStorageReader(_TorchReader):
     do not cover their tensor; safering.StorageError for what the operating system refuses.
 
     A tensor of a dtype that torch lacks is left out of the metadata, with a warning. One thread at a time may use
-    a reader.
+    a reader. A derived class that overrides what torch's `read_data` calls reads as torch's does, through that.
     """
+
+    #: What torch's read_data calls, of which ours calls nothing.
+    _hooks: tuple[str, ...] = ("_process_read_request", "_read_files_from_queue")
 
     def __init__(
         self,
@@ -149,6 +156,8 @@ class HuggingFaceStorageReader(_TorchReader):
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
         """Adds what this rank would read, where there are others. TypeError for what a planner of somebody's own wants
         as bytes."""
+        if overrides(self, ("read_data", *self._hooks)):
+            return super().prepare_local_plan(plan)
         objects = [item.dest_index.fqn for item in plan.items if item.type is LoadItemType.BYTE_IO]
         if objects:
             raise TypeError(f"safetensors holds tensors only, and these are to be loaded as objects: {listed(objects)}")
@@ -178,7 +187,11 @@ class HuggingFaceStorageReader(_TorchReader):
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         """Fills the planner's tensors; has done so when it returns. On an error they hold an unknown mixture, and
-        `commit_tensor` has not been called."""
+        `commit_tensor` has not been called, but by a planner of somebody's own: that is asked for each tensor when its
+        bytes are there, as torch's readers ask it, and gets them through a copy."""
+        if hook := overrides(self, self._hooks):
+            logger.info("%s: read by torch's read_data for %s, and not verified", self.path, hook)
+            return _TorchReader.read_data(self, plan, planner)
         exchange = _entry(plan, _EXCHANGE_KEY)
         try:
             if self._native is None:
@@ -195,22 +208,43 @@ class HuggingFaceStorageReader(_TorchReader):
 
     def _read_data(self, plan: LoadPlan, planner: LoadPlanner, exchange: bytes | None) -> Future[None]:
         items = plan.items
-        with no_collection():
-            targets = [planner.resolve_tensor(item).detach() for item in items]
-        for item, target in zip(items, targets):
-            if target.size() != torch.Size(item.lengths):
-                raise ValueError(
-                    f"{item.storage_index.fqn!r}: the plan reads {tuple(item.lengths)}, "
-                    f"the tensor to fill is {tuple(target.size())}"
-                )
         report: dict[str, Any] = {}
-        self._fill(items, targets, report, exchange)
-        for item, target in zip(items, targets):
-            planner.commit_tensor(item, target)
+        if overrides(planner, _PLANNER_STEPS):
+            self._read_in_turn(items, planner, report, exchange)
+        else:
+            with no_collection():
+                targets = [_resolve(item, planner) for item in items]
+            self._fill(items, targets, report, exchange)
+            for item, target in zip(items, targets):
+                planner.commit_tensor(item, target)
         self.report = LoadReport(**report)
         future: Future[None] = Future()
         future.set_result(None)
         return future
+
+    def _read_in_turn(
+        self, items: list[ReadItem], planner: LoadPlanner, report: dict[str, Any], exchange: bytes | None
+    ) -> None:
+        """resolve_tensor and commit_tensor of one item after those of another: a planner may give the same memory to
+        each, or make it only then."""
+        if exchange is not None or not items:
+            self._read([], [], report, exchange)  # others want what this rank reads
+        dtypes = [self._loaded_dtype(item) for item in items]
+        order = range(len(items))
+        for window in windows(order, lambda i: torch.Size(items[i].lengths).numel() * dtypes[i].itemsize):
+            buffers = [empty_plain(tuple(items[i].lengths), dtypes[i], torch.device("cpu")) for i in window]
+            self._fill([items[i] for i in window], buffers, report)
+            for i, buffer in zip(window, buffers):
+                target = _resolve(items[i], planner)
+                self._check_target(items[i], target)
+                target.copy_(buffer)
+                planner.commit_tensor(items[i], target)
+
+    def _loaded_dtype(self, item: ReadItem) -> torch.dtype:
+        return self.storage_data[item.storage_index].dtype
+
+    def _check_target(self, item: ReadItem, target: torch.Tensor) -> None:
+        """Raises where what is loaded means nothing in the target's dtype."""
 
     def _fill(
         self, items: list[ReadItem], targets: list[torch.Tensor], report: dict[str, Any], exchange: bytes | None = None
@@ -266,6 +300,16 @@ class HuggingFaceStorageReader(_TorchReader):
     def _wait(self, report: dict[str, Any]) -> None:
         """For what native code was told to read; its sums of bytes go into `report`."""
         LoadReport.add(self._native.wait(self.progress), report)
+
+
+def _resolve(item: ReadItem, planner: LoadPlanner) -> torch.Tensor:
+    target = planner.resolve_tensor(item).detach()
+    if target.size() != torch.Size(item.lengths):
+        raise ValueError(
+            f"{item.storage_index.fqn!r}: the plan reads {tuple(item.lengths)}, "
+            f"the tensor to fill is {tuple(target.size())}"
+        )
+    return target
 
 
 def _columns(items: list[ReadItem], codes: list[int]) -> tuple:

@@ -29,7 +29,7 @@ from ._plans import WriteResults, no_collection
 from ._planner import DefaultSavePlanner
 from ._short_way import all_agree, is_alone, is_exactly
 from ._state import LocalState, is_stateful
-from ._writer import HuggingFaceStorageWriter
+from ._writer import WRITER_HOOKS, HuggingFaceStorageWriter, in_windows
 
 __all__ = ["Save", "save"]
 
@@ -91,7 +91,8 @@ def save(
 
 
 _WRITER_STEPS = frozenset(
-    ("set_up_storage_writer", "storage_meta", "prepare_local_plan", "prepare_global_plan", "write_data", "finish")
+    ("set_up_storage_writer", "storage_meta", "prepare_local_plan", "prepare_global_plan", "write_data", "finish",
+     *WRITER_HOOKS)
 )
 _PLANNER_STEPS = frozenset(
     ("set_up_planner", "create_local_plan", "create_global_plan", "finish_plan", "resolve_data", "lookup_object",
@@ -235,7 +236,7 @@ class Save:
         except BaseException as error:
             writer._decline(self._plan, error)
             raise
-        return writer._write_plan(self._plan, self._local.tensors)
+        return writer._write_plan(self._plan, in_windows(self._local.tensors))
 
     def _written(self) -> bytes:
         if self._outcome is None:

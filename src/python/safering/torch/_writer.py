@@ -26,18 +26,28 @@ from .._arguments import check_exchange, check_mapping, check_progress, check_re
 from .._paths import make_directories, sync_directory
 from .._reports import SaveReport, WorkReport
 from ._dtypes import CODES
+from ._hooks import overrides
 from ._layout import LAYOUT_KEY, RankLayout, entry, newest
 from ._limits import SaveLimits, check_limits
 from ._plans import PackedItems, WriteResults, item_columns, no_collection
 from ._staging import stage
 from ._state import refuse
-from ._tensors import WINDOW_BYTES, all_plain, columns, is_plain, nbytes, synchronize, to_plain
+from ._tensors import WINDOW_BYTES, all_plain, columns, is_plain, nbytes, synchronize, to_plain, windows
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["HuggingFaceStorageWriter"]
 
 _ENDPOINT_KEY = "safering.endpoint"
+
+# What torch's write_data calls, of which ours calls nothing.
+WRITER_HOOKS = ("_split_by_storage_plan", "_write_data")
+
+# What a planner says of each tensor.
+_PLANNER_STEPS = ("resolve_data", "lookup_object", "transform_object")
+
+#: Positions in a plan, rising, and the tensors there. None: all of it, and none needs a copy.
+_Part = tuple[list[int] | None, list[torch.Tensor]]
 
 
 def check_items(items: list[WriteItem]) -> None:
@@ -92,6 +102,10 @@ class HuggingFaceStorageWriter(_TorchWriter):
         safering.StorageError: what the operating system refuses (also an OSError).
 
     One thread at a time may use a writer. It can be pickled, sent to a process, and used from save to save.
+
+    A derived class may override any step and call ours. One that overrides what torch's `write_data` calls
+    (`_write_data`, `_split_by_storage_plan`) saves as torch's does, through that, with a warning; one whose `write_data`
+    writes files of its own finds in the plan what torch puts there, and its results are finished as torch's are.
     """
 
     def __init__(
@@ -135,6 +149,8 @@ class HuggingFaceStorageWriter(_TorchWriter):
         self.work: WorkReport | None = None
         self._native: _native.Writer | None = None
         self._prepared: list[RankLayout] = []
+        self._planner_key: str | None = None  # of its plan cache, known from the first save on
+        self._warned = False
 
     def __getstate__(self) -> dict[str, Any]:
         # An attempt in progress stays with the process that began it.
@@ -165,25 +181,37 @@ class HuggingFaceStorageWriter(_TorchWriter):
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
         """Refuses what the format cannot hold, before anything is written."""
+        if self._writes_as_torch():
+            return super().prepare_local_plan(plan)
         check_items(plan.items)
+        if overrides(self, ("write_data",)):
+            make_directories(os.path.abspath(self.path))
         storage_data = {_ENDPOINT_KEY: self._endpoint()}
         return dataclasses.replace(plan, items=PackedItems(plan.items), storage_data=storage_data)
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
         """Coordinator: lays out the files, creates and preallocates them beside the target, writes the headers."""
-        full = _restore_cached(plans)
+        if self._writes_as_torch():
+            return super().prepare_global_plan(plans)
+        full = self._restore_cached(plans)
         native_plans = [
             _native.SavePlan(rank, *item_columns(plan.items)) for rank, plan in enumerate(full)
         ]
         for native_plan, plan in zip(native_plans, plans):
             native_plan.endpoint = entry(plan, _ENDPOINT_KEY) or ""
+        others: list[dict[str, Any]] = [{}] * len(plans)
+        if overrides(self, ("write_data",)):
+            others = [plan.storage_data for plan in super().prepare_global_plan(plans)]
         return [
-            dataclasses.replace(plan, items=PackedItems(plan.items), storage_data={LAYOUT_KEY: layout})
-            for plan, layout in zip(plans, self._begin(native_plans))
+            dataclasses.replace(plan, items=PackedItems(plan.items), storage_data=other | {LAYOUT_KEY: layout})
+            for plan, other, layout in zip(plans, others, self._begin(native_plans))
         ]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Writes and fsyncs this rank's items; has done so when it returns. Ctrl-C ends it early and cleanly."""
+        if self._writes_as_torch():
+            return super().write_data(plan, planner)
+        self._planner_key = getattr(planner, "_cached_plans_key", None)
         layout = entry(plan, LAYOUT_KEY)
         try:
             layout = newest(layout, self._prepared, self._target, self.rank or 0)
@@ -191,18 +219,24 @@ class HuggingFaceStorageWriter(_TorchWriter):
                 plan = self.prepare_global_plan([plan])[0]
                 layout = self._prepared[0]
             native_plan = layout.native_plan(plan)
-            tensors = _resolve(plan.items, planner)
+            # What a planner of somebody's own gives may be made for it, and is asked for when it is its turn.
+            if overrides(planner, _PLANNER_STEPS):
+                parts = _resolve_in_turn(plan.items, planner)
+            else:
+                parts = in_windows(_resolve(plan.items, planner))
         except BaseException as error:
             if layout is not None:
                 self._decline(layout.native_plan(plan), error)
             raise
-        packed = self._write_plan(native_plan, tensors)
+        packed = self._write_plan(native_plan, parts)
         future: Future[list[WriteResult]] = Future()
         future.set_result(WriteResults(packed))
         return future
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Coordinator: the metadata commit. The checkpoint exists, whole and durable, when this returns."""
+        if self._writes_as_torch():
+            return super().finish(metadata, results)
         packed = [getattr(result, "packed", None) for result in results]
         if self._native is None or not self._prepared:
             if results and not any(packed) and not self.save_distributed and os.path.isdir(self._target):
@@ -211,6 +245,9 @@ class HuggingFaceStorageWriter(_TorchWriter):
                 f"finish: no save to {self._target} is under way in this writer; "
                 "prepare_global_plan was not called, or failed"
             )
+        if not any(packed) and overrides(self, ("write_data",)):
+            self._native, self._prepared = None, []
+            return super().finish(metadata, results)
         if None in packed:
             raise ValueError(
                 f"finish: the results of rank {packed.index(None)} are not those that write_data gave; "
@@ -237,11 +274,47 @@ class HuggingFaceStorageWriter(_TorchWriter):
         os.replace(temporary, path)
         sync_directory(self._target)
 
+    def _writes_as_torch(self) -> bool:
+        hook = overrides(self, WRITER_HOOKS)
+        if hook and not self._warned:
+            self._warned = True
+            logger.warning("%s: saved by torch's writer, neither at once nor durably, for %s", self._target, hook)
+        return hook is not None
+
     def _endpoint(self) -> str:
         """Where other ranks of this host reach this one; empty where this save exchanges nothing."""
         if self._sharded or self.exchange == "off":
             return ""
         return _runtime.reactor(self.backend, self.buffer_memory, self._target).endpoint()
+
+    def _restore_cached(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """With `enable_plan_caching`, ranks whose plan is as before send an empty one; DCP keeps theirs, for each
+        class of planner. Which class this save has is not said, but shows: in what is sent anew, and in what an
+        earlier save of it left."""
+        if all(plan.usable for plan in plans):
+            return plans
+
+        def may_be(key: str, cached: list[SavePlan]) -> bool:
+            last = SavePlanner._cached_final_save_plan.get(key)
+            return (
+                self._planner_key in (None, key)
+                and len(cached) == len(plans)
+                and last is not None
+                and entry(last, LAYOUT_KEY) is not None
+                and all(not plan.usable or plan.items == known.items for plan, known in zip(plans, cached))
+            )
+
+        found = {key: cached for key, cached in SavePlanner._cached_global_plan.items() if may_be(key, cached)}
+        if len(found) == 1:
+            [cached] = found.values()
+            return [plan if plan.usable else known for plan, known in zip(plans, cached)]
+        if not found:
+            raise RuntimeError("prepare_global_plan: a plan is marked as cached, and the planner's cache does not hold it")
+        raise RuntimeError(
+            f"prepare_global_plan: a plan is marked as cached, and it may be that of any of {sorted(found)}, which all "
+            "cache plans for this writer's class in this process: keep a writer for each of them from save to save, or "
+            "leave enable_plan_caching to one"
+        )
 
     def _begin(self, native_plans: list[_native.SavePlan]) -> list[RankLayout]:
         """Coordinator: makes the attempt. Each rank's part of the layout."""
@@ -280,14 +353,14 @@ class HuggingFaceStorageWriter(_TorchWriter):
             self._native = self._make_native()
         return self._native
 
-    def _write_plan(self, native_plan: _native.SavePlan, tensors: list[torch.Tensor]) -> bytes:
-        """Plain tensors all at once, from where they lie, in exchange with the ranks of this host; the others in
-        windows of copies, one being made while the one before it is written."""
+    def _write_plan(self, native_plan: _native.SavePlan, parts: Iterator[_Part]) -> bytes:
+        """The first part in exchange with the ranks of this host. Copies are made of one while the one before it is
+        written."""
         running: list[torch.Tensor] | None = None  # borrowed by native code until wait() has returned
         native = self._native_writer()
         try:
-            for positions in _windows(tensors):
-                window, devices = (tensors, set()) if positions is None else _to_plain([tensors[i] for i in positions])
+            for positions, tensors in parts:
+                window, devices = (tensors, set()) if positions is None else _to_plain(tensors)
                 synchronize(devices)
                 if running is not None:
                     native.wait(self.progress)
@@ -314,12 +387,15 @@ def _resolve(items: list[WriteItem], planner: SavePlanner) -> list[torch.Tensor]
     return tensors
 
 
-def _windows(tensors: list[torch.Tensor]) -> Iterator[list[int] | None]:
-    """Positions, rising, of what is written together: at first all that needs no copy, and in each window some of the
-    rest. None: everything, and nothing needs a copy."""
+def in_windows(tensors: list[torch.Tensor]) -> Iterator[_Part]:
+    """What is written together: at first all that needs no copy, and in each window some of the rest."""
     if all_plain(tensors):
-        yield None
+        yield None, tensors
         return
+
+    def part(positions: list[int]) -> _Part:
+        return sorted(positions), [tensors[i] for i in sorted(positions)]
+
     copied = [i for i, tensor in enumerate(tensors) if not is_plain(tensor)]
     window = [i for i, tensor in enumerate(tensors) if is_plain(tensor)]
     size = 0
@@ -327,10 +403,23 @@ def _windows(tensors: list[torch.Tensor]) -> Iterator[list[int] | None]:
         window.append(i)
         size += nbytes(tensors[i])
         if size >= WINDOW_BYTES:
-            yield sorted(window)
+            yield part(window)
             window, size = [], 0
     if window:
-        yield sorted(window)
+        yield part(window)
+
+
+def _resolve_in_turn(items: list[WriteItem], planner: SavePlanner) -> Iterator[_Part]:
+    """As many together as fit a window by their plan."""
+    if not items:
+        yield None, []
+
+    def planned_bytes(position: int) -> int:
+        data = items[position].tensor_data
+        return data.chunk.sizes.numel() * data.properties.dtype.itemsize
+
+    for positions in windows(range(len(items)), planned_bytes):
+        yield positions, _resolve([items[i] for i in positions], planner)
 
 
 def _to_plain(tensors: list[torch.Tensor]) -> tuple[list[torch.Tensor], set[torch.device]]:
@@ -345,13 +434,3 @@ def _alone() -> tuple[int, int] | None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return dist.get_rank(), dist.get_world_size()
     return None
-
-
-def _restore_cached(plans: list[SavePlan]) -> list[SavePlan]:
-    """With `enable_plan_caching`, ranks whose plan is as before send an empty one; DCP keeps theirs."""
-    if all(plan.usable for plan in plans):
-        return plans
-    for cached in SavePlanner._cached_global_plan.values():
-        if len(cached) == len(plans):
-            return [plan if plan.usable else known for plan, known in zip(plans, cached)]
-    raise RuntimeError("prepare_global_plan: a plan is marked as cached, and the planner's cache does not hold it")
