@@ -45,7 +45,8 @@ def list_checkpoints(directory: str | os.PathLike[str]) -> list[StepCheckpoint]:
 
 def latest(directory: str | os.PathLike[str], prefix: str = "") -> StepCheckpoint | None:
     """The newest whole checkpoint, of one prefix if one is given: of the highest step, unless `set_latest` named a
-    whole one, then that, or the highest step that was saved after it."""
+    whole one, then that, or the highest step that was saved after it. `StorageError` where one that may be newer could
+    not be looked at: it must not be passed over for an older one."""
     found = _native.latest(os.fsencode(directory), os.fsencode(prefix), reactor())
     return None if found is None else StepCheckpoint(**found)
 
@@ -68,8 +69,8 @@ def prune(
     """Removes old checkpoints, and says which (in a dry run: which would go).
 
     Of each prefix the newest `keep_last` whole ones stay (at least one), and the steps that `keep_every` divides.
-    What `latest` gives always stays, and what is not known to be ours, may be being saved, or holds files of others
-    (config.json), unless `with_others`. Each goes at once, by a durable rename, or not at all. A `RuntimeError`
+    What `latest` gives always stays, and what is not known to be ours, could not be looked at, may be being saved, or
+    holds files of others (config.json), unless `with_others`. Each goes at once, by a durable rename, or not at all. A `RuntimeError`
     names those that could not be removed, after the others have been.
     """
     if keep_last < 1 or keep_every < 0:
