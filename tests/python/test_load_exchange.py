@@ -125,13 +125,21 @@ def test_unknown_way(saved):
         dcp.load(state, storage_reader=st.HuggingFaceStorageReader(str(saved), exchange="by post"))
 
 
-class Raises(dcp.DefaultLoadPlanner):
-    def resolve_tensor(self, read_item):
+class Fails(dcp.DefaultLoadPlanner):
+    """Lets the reader fail when it is planned that it takes part, and has not begun to."""
+
+    def finish_plan(self, new_plan):
+        self.reader._fill = self.fail
+        return super().finish_plan(new_plan)
+
+
+class Raises(Fails):
+    def fail(self, *_):
         raise RuntimeError("this rank has no memory")
 
 
-class Dies(dcp.DefaultLoadPlanner):
-    def resolve_tensor(self, read_item):
+class Dies(Fails):
+    def fail(self, *_):
         os.kill(os.getpid(), signal.SIGKILL)
 
 

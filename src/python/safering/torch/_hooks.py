@@ -14,7 +14,13 @@ def overrides(value: Any, methods: Iterable[str]) -> str | None:
     for method in methods:
         if method in vars(value):
             return f"{type(value).__name__}.{method}"
-        for base in type(value).__mro__:
+    return class_overrides(type(value), methods)
+
+
+def class_overrides(kind: type, methods: Iterable[str]) -> str | None:
+    """The same of a class: what is set on an object, around what the class has, does not count."""
+    for method in methods:
+        for base in kind.__mro__:
             if method in vars(base):
                 if base.__module__.partition(".")[0] not in _OWN:
                     return f"{base.__name__}.{method}"
