@@ -31,8 +31,8 @@ enum class Opcode : std::uint8_t {
 enum class OpenMode : std::uint8_t {
     read,        ///< an existing file, read only; links are followed
     read_strict, ///< the same, links are refused
-    update,      ///< an existing file, read and write; links are refused
-    create,      ///< a new file, read and write; fails where the name exists in any form
+    update,      ///< an existing file, for writing only; links are refused
+    create,      ///< a new file, for writing only; fails where the name exists in any form
 };
 
 enum class Caching : std::uint8_t {

@@ -61,7 +61,9 @@ Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::agree_on_next() {
     // Rank 0 may have copied its part sooner than this rank.
     std::unique_lock lock(mutex);
     const auto found = [&] { return std::ranges::find(jobs, *number, &SaveJob::number); };
-    changed.wait(lock, [&] { return found() != jobs.end() || closing; });
+    changed.wait(lock, [&] { return found() != jobs.end() || closing || unplanned; });
+    if (found() == jobs.end() && unplanned) // it will not be planned here
+        return std::unexpected(copy_of(*unplanned));
     if (found() == jobs.end())
         return fail(Errc::io_stopped, "save", "the saver is being destroyed on this rank");
     return current = *found();
@@ -115,6 +117,7 @@ void AsyncSaver::Impl::lose(std::optional<Error>& conversation, const Error& err
     const std::lock_guard lock(mutex);
     if (!conversation && background->ranks() > 1) // one rank understands itself
         conversation = copy_of(error);
+    changed.notify_all();
 }
 
 Result<SaveReport> AsyncSaver::Impl::write_and_commit(SaveJob& job) {

@@ -5,6 +5,7 @@
 #include <deque>
 #include <future>
 #include <optional>
+#include <utility>
 
 #include <safering/byte_range.hpp>
 
@@ -188,18 +189,19 @@ Result<void> FileReader::read_small(std::span<std::byte> memory, std::uint64_t o
     const std::lock_guard lock(mutex_);
     if (offset < window_begin_ || offset + memory.size() > window_begin_ + window_.size()) {
         const std::uint64_t begin = round_down(offset, block_bytes);
-        window_.resize(std::min(window_bytes, size() - begin));
-        window_begin_ = begin;
+        // It holds nothing until it holds what it says, whatever is thrown before.
+        std::vector<std::byte> read = std::exchange(window_, {});
+        read.resize(std::min(window_bytes, size() - begin));
         auto done = perform(*reactor_, {.op = Opcode::read,
                                         .file = buffered_.descriptor(),
-                                        .data = window_.data(),
-                                        .length = window_.size(),
+                                        .data = read.data(),
+                                        .length = read.size(),
                                         .offset = begin,
                                         .path = path_});
-        if (!done) {
-            window_.clear();
+        if (!done)
             return std::unexpected(std::move(done.error()));
-        }
+        window_ = std::move(read);
+        window_begin_ = begin;
     }
     std::memcpy(memory.data(), window_.data() + (offset - window_begin_), memory.size());
     return {};

@@ -208,20 +208,15 @@ Result<void> FileWriter::settle() {
 
 Result<void> FileWriter::finish_file() {
     const std::uint64_t size = offset_ + filled_;
-    std::uint64_t end = std::max(allocated_, size);
     if (filled_ != 0) {
-        if (file_.direct())
-            end = std::max(end, round_up(size, block_bytes));
         if (auto sent = send(); !sent)
             return sent;
     }
     if (auto settled = settle(); !settled)
         return settled;
-    std::vector<Request> steps;
-    if (end != size)
-        steps.push_back({.op = Opcode::truncate, .length = size});
-    steps.push_back({.op = Opcode::fsync});
-    for (Request& step : steps) {
+    // Whatever is known of its end: an allocation that failed may have moved it (ext4 does, on a full disk).
+    for (Request step :
+         {Request{.op = Opcode::truncate, .length = size}, Request{.op = Opcode::fsync}}) {
         step.file = file_.descriptor();
         step.path = target_.path;
         if (auto done = perform(*reactor_, std::move(step)); !done)

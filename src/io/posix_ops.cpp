@@ -42,8 +42,10 @@ int open_flags(OpenMode mode) {
     switch (mode) {
     case OpenMode::read: return always | O_RDONLY;
     case OpenMode::read_strict: return always | O_RDONLY | O_NOFOLLOW;
-    case OpenMode::update: return always | O_RDWR | O_NOFOLLOW;
-    case OpenMode::create: return always | O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW;
+    // Not for reading: NFS would fetch the rest of a page that is written in part, and send all of it back, over what
+    // another host has written there meanwhile (nfs_want_read_modify_write, nfs_can_extend_write).
+    case OpenMode::update: return always | O_WRONLY | O_NOFOLLOW;
+    case OpenMode::create: return always | O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW;
     }
     return always;
 }

@@ -102,6 +102,25 @@ class Throws final : public Collectives {
     Result<Bytes> scatter(std::vector<Bytes>) override { throw std::runtime_error("no words"); }
 };
 
+// Says everything to the others, and then does not hear the nth answer.
+class DoesNotHear final : public Collectives {
+  public:
+    DoesNotHear(std::shared_ptr<Collectives> all, int nth) : all_(std::move(all)), left_(nth) {}
+    std::uint32_t rank() const override { return all_->rank(); }
+    std::uint32_t ranks() const override { return all_->ranks(); }
+    Result<std::vector<Bytes>> gather(Bytes own) override { return all_->gather(std::move(own)); }
+    Result<Bytes> scatter(std::vector<Bytes> parts) override {
+        auto part = all_->scatter(std::move(parts));
+        if (--left_ == 0)
+            return fail(std::make_error_code(std::errc::timed_out), "speak", "no answer");
+        return part;
+    }
+
+  private:
+    std::shared_ptr<Collectives> all_;
+    int left_;
+};
+
 class Alone final : public Collectives {
   public:
     std::uint32_t rank() const override { return 0; }
@@ -510,6 +529,43 @@ TEST_F(TwoRanks, ARankThatCannotCopyFailsTheSaveOnBoth) {
                 << exception.what();
         }
     }
+}
+
+// Then rank 0 begins what this one has not planned, and will not.
+TEST_F(AsyncSaves, ARankThatDidNotHearThePlanDoesNotWaitForTheSave) {
+    auto foreground = make_conversation(), background = make_conversation();
+    foreground[1] = std::make_shared<DoesNotHear>(foreground[1], 3);
+    std::vector<std::unique_ptr<AsyncSaver>> savers;
+    for (std::uint32_t rank = 0; rank < 2; ++rank) {
+        AsyncSaverOptions made = held_up();
+        made.writer.exchange = ExchangeWay::off;
+        made.foreground = foreground[rank];
+        made.background = background[rank];
+        savers.push_back(std::make_unique<AsyncSaver>(made));
+    }
+    std::vector<std::vector<Result<std::future<SaveReport>>>> saves(2);
+    const auto save_three = [&](std::uint32_t rank) {
+        for (const char* to : {"/ckpt/1", "/ckpt/2", "/ckpt/3"}) {
+            Rank own = cut(make_model(25), {2, 0}, rank);
+            DefaultSavePlanner planner(own.tensors, rank);
+            saves[rank].push_back(savers[rank]->save(to, planner.create_local_plan(), planner));
+            gate.wait_reached();
+        }
+    };
+    {
+        std::jthread other([&] { save_three(1); });
+        save_three(0);
+    }
+    ASSERT_TRUE(saves[0][2]);
+    ASSERT_FALSE(saves[1][2]);
+    EXPECT_EQ(saves[1][2].error().code, std::errc::timed_out);
+    for (auto& saver : savers)
+        saver->lift_limits();
+    EXPECT_EQ(code_of(*saves[1][0]), std::error_code());
+    EXPECT_TRUE(savers[1]->wait(std::chrono::steady_clock::now() + std::chrono::seconds(20)));
+    EXPECT_NE(code_of(*saves[1][1]), std::error_code());
+    (void)background[1]->gather({}); // what rank 0 waits for ends with the process of the other
+    EXPECT_NE(code_of(*saves[0][2]), std::error_code());
 }
 
 // The one that cannot speak to the others in the background any more.

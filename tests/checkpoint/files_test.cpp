@@ -199,6 +199,22 @@ class FilesOnDisk : public testing::Test {
     const std::vector<std::byte> newer = random_bytes(200'001, 2);
 };
 
+// As ext4 does on a full disk: what there was is the file's, up to there, and the call has failed.
+TEST_F(FilesOnDisk, AnAllocationThatFailedHalfWayLeavesNoTail) {
+    const std::vector<std::byte> whole = random_bytes(196'608, 3); // whole blocks, whole buffers
+    for (const std::uint64_t expected : {std::uint64_t{0}, std::uint64_t{whole.size()}}) {
+        bool failed = false;
+        disk->intercept_end([&](Operation& operation) {
+            if (operation.request.op == Opcode::allocate && !std::exchange(failed, true))
+                operation.completion.error = errno_code(28); // ENOSPC
+        });
+        const auto written = write_all(reactor, "/d/file", whole, expected);
+        EXPECT_TRUE(failed);
+        EXPECT_EQ(written.has_value(), expected == 0);
+        EXPECT_TRUE(!written || disk->read_file("/d/file") == whole);
+    }
+}
+
 TEST_F(FilesOnDisk, AFailureOfAnyOperationIsToldAndHarmless) {
     std::size_t failures = 0;
     for (const Opcode op : {Opcode::open, Opcode::allocate, Opcode::write, Opcode::truncate,

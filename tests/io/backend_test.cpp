@@ -8,6 +8,7 @@
 #include <boost/asio/bind_executor.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/thread_pool.hpp>
+#include <fcntl.h>
 #include <sys/stat.h>
 
 #include "backends.hpp"
@@ -48,6 +49,12 @@ class BackendTest : public testing::TestWithParam<BackendKind> {
     }
     int create(const std::string& name, Caching caching = Caching::buffered) {
         Completion completion = open(name, OpenMode::create, caching);
+        EXPECT_FALSE(completion.error) << completion.error.message();
+        return static_cast<int>(completion.result);
+    }
+    // What is created or updated is open for writing only.
+    int open_to_read(const std::string& name, Caching caching = Caching::buffered) {
+        const Completion completion = open(name, OpenMode::read, caching);
         EXPECT_FALSE(completion.error) << completion.error.message();
         return static_cast<int>(completion.result);
     }
@@ -97,7 +104,8 @@ INSTANTIATE_TEST_SUITE_P(Backends, BackendTest,
 
 TEST_P(BackendTest, WritesAndReadsBack) {
     for (const Caching caching : {Caching::buffered, Caching::direct}) {
-        const int file = create(caching == Caching::direct ? "direct" : "buffered", caching);
+        const std::string name = caching == Caching::direct ? "direct" : "buffered";
+        const int file = create(name, caching);
         Block out(1 << 20), in(1 << 20);
         out.fill(1);
         EXPECT_FALSE(
@@ -106,7 +114,9 @@ TEST_P(BackendTest, WritesAndReadsBack) {
         EXPECT_FALSE(written.error) << written.error.message();
         EXPECT_EQ(written.result, out.size());
         EXPECT_FALSE(reactor_->wait({.op = Opcode::fsync, .file = file}).error);
-        EXPECT_EQ(read(file, in, in.size(), 0).result, in.size());
+        const int reader = open_to_read(name, caching);
+        EXPECT_EQ(read(reader, in, in.size(), 0).result, in.size());
+        close(reader);
         EXPECT_TRUE(in.equals(out, out.size()));
         close(file);
     }
@@ -249,14 +259,17 @@ TEST_P(BackendTest, BadDescriptorsAreErrors) {
 TEST_P(BackendTest, EmptyTransfersSucceed) {
     const int file = create("file");
     EXPECT_FALSE(reactor_->wait({.op = Opcode::write, .file = file}).error);
-    EXPECT_FALSE(reactor_->wait({.op = Opcode::read, .file = file}).error);
     close(file);
+    const int reader = open_to_read("file");
+    EXPECT_FALSE(reactor_->wait({.op = Opcode::read, .file = reader}).error);
+    close(reader);
 }
 
 TEST_P(BackendTest, BatchesLargerThanTheQueueComplete) {
     reactor_ = make({.queue_depth = 4, .threads = 2});
     for (const Caching caching : {Caching::buffered, Caching::direct}) {
-        const int file = create(caching == Caching::direct ? "direct" : "buffered", caching);
+        const std::string name = caching == Caching::direct ? "direct" : "buffered";
+        const int file = create(name, caching), reader = open_to_read(name, caching);
         constexpr std::size_t count = 1000, size = 4096;
         Block out(count * size), in(count * size);
         out.fill(3);
@@ -269,6 +282,7 @@ TEST_P(BackendTest, BatchesLargerThanTheQueueComplete) {
                             .offset = i * size};
             writes.push_back(request);
             request.op = Opcode::read;
+            request.file = reader;
             request.data = in.data() + i * size;
             reads.push_back(request);
         }
@@ -279,7 +293,23 @@ TEST_P(BackendTest, BatchesLargerThanTheQueueComplete) {
             }
         EXPECT_TRUE(in.equals(out, out.size()));
         close(file);
+        close(reader);
     }
+}
+
+// A client of NFS would read what is around a partial write, and write it back over what other hosts have written.
+TEST_P(BackendTest, WhatIsWrittenIsNotOpenForReading) {
+    const int file = create("file");
+    const int other = static_cast<int>(open("file", OpenMode::update).result);
+    const Block block(4096);
+    EXPECT_FALSE(write(file, block, 4096, 0).error);
+    for (const int each : {file, other}) {
+        if (GetParam() == BackendKind::simulated)
+            continue;
+        EXPECT_EQ(::fcntl(each, F_GETFL) & O_ACCMODE, O_WRONLY);
+    }
+    close(file);
+    close(other);
 }
 
 TEST_P(BackendTest, HandlersRunOnTheReactorAndNeverInsideSubmit) {
@@ -343,14 +373,14 @@ TEST_P(BackendTest, ThreadsMaySubmitAtOnce) {
 }
 
 TEST_P(BackendTest, TokensDeliverFuturesAndCallbacks) {
-    const int file = create("file");
+    const int file = create("file"), reader = open_to_read("file");
     Block out(4096), in(4096);
     out.fill(4);
     EXPECT_EQ(reactor_->async_write(file, out.span(), 0).get(), 4096u);
     reactor_->async_fsync(file).get();
     std::promise<std::size_t> arrived;
     reactor_->async_read(
-        file, in.span(), 0,
+        reader, in.span(), 0,
         [&, once = std::make_unique<int>(0)](boost::system::error_code error, std::size_t bytes) {
             EXPECT_FALSE(error);
             EXPECT_TRUE(reactor_->running_in_this_thread());
@@ -359,6 +389,7 @@ TEST_P(BackendTest, TokensDeliverFuturesAndCallbacks) {
     EXPECT_EQ(arrived.get_future().get(), 4096u);
     EXPECT_TRUE(in.equals(out, 4096));
     close(file);
+    close(reader);
 
     auto failing = reactor_->async_perform({.op = Opcode::unlink, .path = directory_ / "none"});
     try {

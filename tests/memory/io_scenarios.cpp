@@ -282,9 +282,15 @@ AllocationScenario calling(BackendKind kind) {
             if (opened.error)
                 return fail(opened.error, "open");
             const auto file = static_cast<int>(opened.result);
+            const Completion readable = reactor.wait({.op = Opcode::open, .path = state->path});
+            if (readable.error) {
+                reactor.close(file);
+                return fail(readable.error, "open");
+            }
+            const auto reader = static_cast<int>(readable.result);
             const auto calls = [&] {
                 (void)reactor.async_write(file, memory, 0).get();
-                (void)reactor.async_read(file, std::span(memory), 0).get();
+                (void)reactor.async_read(reader, std::span(memory), 0).get();
                 (void)reactor.async_fsync(file).get();
                 (void)reactor
                     .async_perform(
@@ -302,6 +308,7 @@ AllocationScenario calling(BackendKind kind) {
             };
             const bool had = had_memory(calls);
             reactor.close(file);
+            reactor.close(reader);
             return had ? Result<void>() : std::unexpected(out_of_memory());
         },
         .harm =
