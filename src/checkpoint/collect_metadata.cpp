@@ -31,11 +31,14 @@ std::unexpected<Error> bad_sharding(const StoredFile& file, std::string_view fqn
                                  .detail = std::move(detail)});
 }
 
+auto find_sharding_info(const StoredFile& file) {
+    return std::ranges::find(file.header.metadata, "DCP_SHARDING_INFO",
+                             &std::pair<std::string, std::string>::first);
+}
+
 Result<std::optional<SavedOffsets>> sharding_info(const StoredFile& file) {
-    const auto& metadata = file.header.metadata;
-    const auto entry = std::ranges::find(metadata, "DCP_SHARDING_INFO",
-                                         &std::pair<std::string, std::string>::first);
-    if (entry == metadata.end())
+    const auto entry = find_sharding_info(file);
+    if (entry == file.header.metadata.end())
         return std::nullopt;
     // An object and a list of offsets for each tensor; and room for tensors that are not in this file.
     std::uint64_t values = 1024;
@@ -279,6 +282,10 @@ class Collecting {
 };
 
 } // namespace
+
+bool has_sharding_info(const StoredFile& file) {
+    return find_sharding_info(file) != file.header.metadata.end();
+}
 
 Result<Metadata> collect_metadata(const std::vector<StoredFile>& files, const FileList& list,
                                   std::vector<Error>* findings, ShardingInfo sharding_info) {

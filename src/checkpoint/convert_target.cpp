@@ -78,7 +78,8 @@ class Rule {
 
 class DtypeChoice {
   public:
-    explicit DtypeChoice(const ConvertOptions& options) : options_(options) {}
+    DtypeChoice(const Metadata& source, const ConvertOptions& options)
+        : source_(source), options_(options) {}
 
     Dtype of(const TensorName& fqn, Dtype stored) {
         if (!options_.dtype || stored == *options_.dtype)
@@ -87,7 +88,9 @@ class DtypeChoice {
             return fnmatch(glob.c_str(), fqn.c_str(), 0) == 0;
         };
         if (plan::is_plain_float(stored))
-            return std::ranges::any_of(options_.keep_dtype, match) ? stored : *options_.dtype;
+            return std::ranges::any_of(options_.keep_dtype, match) || is_scale(fqn)
+                       ? stored
+                       : *options_.dtype;
         if (bits(stored) < 16 && name(stored).starts_with('F'))
             ++scaled_;
         return stored;
@@ -95,12 +98,27 @@ class DtypeChoice {
     std::vector<std::string> notes() const {
         if (scaled_ == 0)
             return {};
-        return {fmt::format("{} tensors of 8 bits or fewer stay as they are: what they stand for "
-                            "depends on their scales",
+        return {fmt::format("{} tensors of 8 bits or fewer stay as they are, and so do their "
+                            "scales, on which it depends what they stand for",
                             scaled_)};
     }
 
   private:
+    // Of a weight with fewer than 16 bits, as DeepSeek, compressed-tensors and gpt-oss name it.
+    bool is_scale(std::string_view fqn) const {
+        for (const std::string_view suffix : {"_scale_inv", "_scale", "_scales"}) {
+            if (!fqn.ends_with(suffix))
+                continue;
+            const std::string weight(fqn.substr(0, fqn.size() - suffix.size()));
+            for (const std::string& name : {weight, weight + "_blocks"})
+                if (const auto found = source_.tensors.find(name);
+                    found != source_.tensors.end() && bits(found->second.dtype) < 16)
+                    return true;
+        }
+        return false;
+    }
+
+    const Metadata& source_;
     const ConvertOptions& options_;
     std::uint64_t scaled_ = 0;
 };
@@ -131,7 +149,7 @@ Result<ConvertTarget> choose_target(const Metadata& source, const ConvertOptions
         const TensorStorageMetadata* stored;
     };
     std::vector<Tensor> tensors;
-    DtypeChoice choice(options);
+    DtypeChoice choice(source, options);
     for (const auto& [fqn, stored] : source.tensors) {
         std::string renamed = fqn.str();
         for (Rule& rule : rules)

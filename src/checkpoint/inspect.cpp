@@ -48,7 +48,8 @@ std::string_view name(CheckpointSource source) {
 
 Result<CheckpointInfo> inspect_checkpoint(const std::string& path, Reactor& reactor,
                                           const ReaderOptions& options) {
-    auto opened = open_checkpoint(reactor, path, options.strict);
+    auto opened =
+        open_checkpoint(reactor, path, options.strict, nullptr, sharding_info_for(reactor, path));
     if (!opened)
         return std::unexpected(std::move(opened.error()));
     CheckpointInfo info{.path = path,

@@ -328,6 +328,12 @@ bool may_be_a_switch(const Error& error) {
 
 } // namespace
 
+ShardingInfo sharding_info_for(Reactor& reactor, const std::string& path) {
+    const Completion status = reactor.wait({.op = Opcode::stat, .path = path});
+    const bool is_file = !status.error && status.status.kind != FileKind::directory;
+    return is_file ? ShardingInfo::ignore : ShardingInfo::apply;
+}
+
 Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& path, bool strict,
                                          std::vector<Error>* findings, ShardingInfo sharding_info) {
     // A checkpoint that is replaced while it is opened is opened again: its files would be of two saves.

@@ -51,9 +51,10 @@ Result<void> publish(Reactor& reactor, const std::string& directory, const Targe
     return {};
 }
 
-Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> tensors,
-                        const std::vector<std::pair<std::string, std::string>>& metadata,
-                        Reactor& reactor) {
+// One try. `taken`: it failed, and somebody who saved to the same name at the same time has cleared its attempt away.
+Result<SaveReport> try_save(const std::string& path, std::span<const NamedTensor> tensors,
+                            const std::vector<std::pair<std::string, std::string>>& metadata,
+                            Reactor& reactor, bool& taken) {
     std::vector<LocalTensor> locals;
     for (const NamedTensor& tensor : tensors)
         locals.push_back({.fqn = tensor.name, .data = tensor.data});
@@ -94,8 +95,10 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
                                .files = {layout->files[0].file},
                                .placements = layout->placements[0]};
     auto heads = create_attempt_directory(reactor, directory, std::move(layout->files));
-    if (!heads)
+    if (!heads) {
+        taken = is_absent(heads.error());
         return std::unexpected(std::move(heads.error()));
+    }
     WorkReport work;
     double commit_seconds = 0;
     auto written = or_out_of_memory([&] { return write_attempt(reactor, plan, planner, work); });
@@ -109,6 +112,9 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
     }();
     metrics::add_commit(published ? layout->total_size : 0, commit_seconds,
                         published ? metrics::Outcome::good : metrics::Outcome::failed);
+    if (!published)
+        (void)had_memory(
+            [&] { taken = is_absent(reactor.wait({.op = Opcode::stat, .path = directory})); });
     auto removed = or_out_of_memory([&] { return remove_attempt_directory(reactor, directory); });
     if (!published)
         return std::unexpected(std::move(published.error()));
@@ -128,6 +134,20 @@ Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> te
     if (!removed)
         report.notes.push_back(removed.error().message());
     return report;
+}
+
+// Who saves to a name clears away what earlier saves to it have left, and cannot tell them from those that still run.
+// Such a one begins anew; of several at once the last one's file stays, as where nobody clears anything away.
+Result<SaveReport> save(const std::string& path, std::span<const NamedTensor> tensors,
+                        const std::vector<std::pair<std::string, std::string>>& metadata,
+                        Reactor& reactor) {
+    constexpr int tries = 100;
+    for (int i = 1;; ++i) {
+        bool taken = false;
+        auto saved = try_save(path, tensors, metadata, reactor, taken);
+        if (saved || !taken || i == tries)
+            return saved;
+    }
 }
 
 } // namespace

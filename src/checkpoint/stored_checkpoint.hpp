@@ -54,6 +54,11 @@ Result<StoredCheckpoint> open_checkpoint(Reactor& reactor, const std::string& pa
                                          std::vector<Error>* findings = nullptr,
                                          ShardingInfo sharding_info = ShardingInfo::apply);
 
+/// For who looks at what is there: `ignore` for a file alone, whose other shards nobody knows, else `apply`. Blocks.
+ShardingInfo sharding_info_for(Reactor& reactor, const std::string& path);
+/// Whether a file says that its tensors may be parts of some.
+bool has_sharding_info(const StoredFile& file);
+
 /// Where a checkpoint's files are: names, each with its path.
 struct FileList {
     CheckpointSource source = CheckpointSource::directory;

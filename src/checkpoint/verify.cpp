@@ -34,9 +34,14 @@ bool is_obstacle(const Error& error) {
 
 std::vector<std::string> unchecked(Reactor& reactor, const StoredCheckpoint& checkpoint) {
     std::vector<std::string> out;
-    const bool is_file = checkpoint.source == CheckpointSource::single_file;
-    const auto listed = is_file ? Result<Completion>()
-                                : perform(reactor, {.op = Opcode::list, .path = checkpoint.path});
+    if (checkpoint.source == CheckpointSource::single_file) {
+        out.push_back("a file alone is not held against a manifest, so changed tensor bytes cannot "
+                      "be told from saved ones; verify the directory of a checkpoint");
+        if (std::ranges::any_of(checkpoint.files, has_sharding_info))
+            out.push_back("it has DCP_SHARDING_INFO, so what it holds may be parts of tensors");
+        return out;
+    }
+    const auto listed = perform(reactor, {.op = Opcode::list, .path = checkpoint.path});
     const std::vector<DirectoryEntry> entries =
         listed ? listed->entries : std::vector<DirectoryEntry>();
     const auto without = [&](std::string_view name, std::string_view consequence) {
@@ -61,7 +66,8 @@ std::vector<std::string> unchecked(Reactor& reactor, const StoredCheckpoint& che
 Result<VerifyReport> verify_checkpoint(const std::string& path, Reactor& reactor,
                                        const VerifyOptions& options) {
     VerifyReport report;
-    auto opened = open_checkpoint(reactor, path, options.strict, &report.findings);
+    auto opened = open_checkpoint(reactor, path, options.strict, &report.findings,
+                                  sharding_info_for(reactor, path));
     if (!opened) {
         if (is_fatal(opened.error()) && std::ranges::all_of(report.findings, is_obstacle))
             return std::unexpected(std::move(opened.error()));

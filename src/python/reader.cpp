@@ -196,6 +196,16 @@ class Reader {
         return out;
     }
 
+    // Ends what runs, and waits for the end: the tensors are the caller's alone then.
+    void cancel() {
+        if (!running_.valid())
+            return;
+        const py::gil_scoped_release release;
+        reader_.cancel();
+        running_.wait();
+        running_ = {};
+    }
+
     void decline(const py::bytes& exchange, const std::string& why) {
         const LoadPlan plan = value_or_throw(load_plan_from_bytes(to_span(exchange)));
         const py::gil_scoped_release release;
@@ -303,7 +313,8 @@ void bind_reader(py::module_& module) {
         .def("start", &Reader::start, py::arg("fqns"), py::arg("chunk_offsets"),
              py::arg("chunk_hints"), py::arg("storage_offsets"), py::arg("lengths"),
              py::arg("tensors"), py::arg("exchange"))
-        .def("wait", &Reader::wait, py::arg("progress"));
+        .def("wait", &Reader::wait, py::arg("progress"))
+        .def("cancel", &Reader::cancel);
 }
 
 } // namespace safering::python

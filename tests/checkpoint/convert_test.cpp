@@ -212,6 +212,27 @@ TEST_F(Convert, RefusesAFileOfTheDestinationADamagedSourceAndBadOptions) {
     }
 }
 
+TEST_F(Convert, ScalesOfQuantisedWeightsStayWithThem) {
+    Model model{make_tensor("a.weight", Dtype::f8_e4m3, {8, 8}, 1),
+                make_tensor("a.weight_scale_inv", Dtype::f32, {2, 2}, 2),
+                make_tensor("b_blocks", Dtype::u8, {2, 4, 16}, 3),
+                make_tensor("b_scale", Dtype::f32, {2, 4}, 4),
+                make_tensor("c.weight", Dtype::f32, {4}, 5),
+                make_tensor("c.weight_scale", Dtype::f32, {4}, 6)};
+    ASSERT_TRUE(save_model(model));
+    const auto report = convert({.dtype = Dtype::f16});
+    ASSERT_TRUE(report) << report.error().message();
+    const Metadata metadata =
+        HuggingFaceStorageReader("/ckpt/out", {}, reactor).read_metadata().value();
+    const auto dtype_of = [&](const char* name) {
+        return metadata.tensors.find(name)->second.dtype;
+    };
+    EXPECT_EQ(dtype_of("a.weight_scale_inv"), Dtype::f32);
+    EXPECT_EQ(dtype_of("b_scale"), Dtype::f32);
+    EXPECT_EQ(dtype_of("c.weight"), Dtype::f16);
+    EXPECT_EQ(dtype_of("c.weight_scale"), Dtype::f16);
+}
+
 // As the files of a hub's cache are links to where their bytes are kept.
 TEST(ConvertBehindLinks, RefusesAFileThatIsALinkInTheDestination) {
     const std::shared_ptr<Reactor> reactor = Reactor::create().value();

@@ -206,6 +206,27 @@ class Verify(CommandTest):
         self.assertEqual(report["verified_bytes"], 0)
         self.assertNotEqual(report["unchecked"], [])
 
+    def test_a_shard_alone_is_neither_damaged_nor_a_whole(self):
+        for i, at in enumerate((0, 2)):
+            info = json.dumps({"w": {"saved_offsets": [at, 0]}})
+            write_file(self.directory / f"shard-{i + 1:05}-model-00001-of-00001.safetensors",
+                       {"w": Tensor("F32", [2, 10])}, {"DCP_SHARDING_INFO": info, "DCP_VERSION": "1.0"})
+        self.assertEqual(self.good_json("inspect", self.directory)["tensors"][0]["shape"], [4, 10])
+        for file in sorted(self.directory.iterdir()):
+            report = self.good_json("verify", file)
+            self.assertTrue(report["good"])
+            self.assertIn("DCP_SHARDING_INFO", " ".join(report["unchecked"]))
+            self.assertEqual(self.good_json("inspect", file)["tensors"][0]["shape"], [2, 10])
+        out = self.good("convert", sorted(self.directory.iterdir())[0], self.directory / "out")
+        self.assertIn("may hold parts of tensors", out)
+
+    def test_a_file_of_a_checkpoint_alone_says_what_it_is_not_held_against(self):
+        path = self.saved()
+        file = next(path.glob("*.safetensors"))
+        unchecked = " ".join(self.good_json("verify", file)["unchecked"])
+        self.assertIn("verify the directory", unchecked)
+        self.assertNotIn("is not there", unchecked)
+
     def test_saved_checkpoint_is_verified_to_the_last_byte(self):
         path = self.saved()
         report = self.good_json("verify", path)

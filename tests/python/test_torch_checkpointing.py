@@ -353,6 +353,10 @@ def test_directories(storage, tmp_path):
     assert storage.glob(f"{tmp_path}/a*") == [str(tmp_path / "a")]
     storage.rmdir(tmp_path / "a")
     assert os.listdir(tmp_path) == ["c"]
+    (tmp_path / f".a.{'0' * 32}.rmdir" / "b").mkdir(parents=True)  # as a kill leaves it
+    storage.mkdir(tmp_path / "a")
+    storage.rmdir(tmp_path / "a")
+    assert os.listdir(tmp_path) == ["c"]
     with pytest.raises(FileNotFoundError):
         storage.rmdir(tmp_path / "a")
     storage.write(tmp_path / "file", b"x")

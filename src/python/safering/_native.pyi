@@ -181,6 +181,9 @@ class Reader:
     def prepare_global_plan(self, offers: Sequence[bytes | None]) -> list[bytes | None]:
         """Coordinator: of each rank its part in the exchange, if it has one."""
 
+    def cancel(self) -> None:
+        """Ends the load under way, if there is one, and waits for its end."""
+
     def decline(self, exchange: bytes, why: str) -> None:
         """Tells ranks that wait for this one that it will not load."""
 

@@ -16,6 +16,7 @@ import errno
 import io
 import logging
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -190,12 +191,15 @@ class SaferingStorage(Storage):
     def rmdir(self, path: Path) -> None:
         """With all that is in it; at once, so that no half of a checkpoint is found under its name."""
         parent, name = os.path.split(os.path.abspath(path))
-        hidden = os.path.join(parent, f".{name}.{uuid.uuid4().hex}.removed")
         if os.path.islink(path) or not os.path.isdir(path):
             os.rmdir(path)  # raises what is wrong
-        os.rename(path, hidden)
+        os.rename(path, os.path.join(parent, f".{name}.{uuid.uuid4().hex}.rmdir"))
         sync_directory(parent)
-        shutil.rmtree(hidden)
+        # And what a kill left of earlier ones.
+        hidden = re.compile(re.escape(f".{name}.") + r"[0-9a-f]{32}\.rmdir")
+        for entry in os.listdir(parent):
+            if hidden.fullmatch(entry):
+                shutil.rmtree(os.path.join(parent, entry))
 
     def rename(
         self, src_path: Path, dst_path: Path, is_directory: bool = False, background_cleanup: bool = False

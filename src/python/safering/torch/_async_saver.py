@@ -13,6 +13,7 @@ import os
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.util import Finalize
 from typing import Any, NamedTuple
 
 import torch
@@ -131,6 +132,8 @@ class AsyncSaver:
         own = weakref.ref(self)
         self._at_exit: Callable[[], None] = lambda: (saver := own()) and saver.close()
         atexit.register(self._at_exit)
+        # A forked child of multiprocessing ends without atexit.
+        self._at_child_exit = Finalize(None, self._at_exit, exitpriority=0)
 
     def save(self, state_dict: dict[str, Any], path: str | os.PathLike) -> PendingSave:
         """All ranks, in the same order. Copies this rank's tensors, which may change as soon as it returns. Missing
@@ -193,6 +196,7 @@ class AsyncSaver:
         """Waits for every save. The saver cannot be used afterwards. Other threads and signal handlers may use it until
         then."""
         atexit.unregister(self._at_exit)
+        self._at_child_exit.cancel()
         self.wait()
         self._native.close()
 

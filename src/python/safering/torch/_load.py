@@ -256,8 +256,7 @@ class _Load:
         self, targets: _Targets, tensors: list[torch.Tensor], report: dict[str, Any], exchange: bytes | None = None
     ) -> None:
         boxes = targets.names, targets.offsets, targets.sizes, columns(tensors)
-        self._reader._native.start_boxes(*boxes, exchange)
-        self._reader._wait(report)
+        self._reader._run(lambda: self._reader._native.start_boxes(*boxes, exchange), report)
 
 
 def _box(value: DTensor) -> tuple[torch.Size, torch.Size] | None:

@@ -295,12 +295,18 @@ class HuggingFaceStorageReader(_TorchReader):
         exchange: bytes | None = None,
     ) -> None:
         table = columns(tensors, [item.lengths for item in items])
-        self._native.start(*_columns(items, table.dtypes), table, exchange)
-        self._wait(report)
+        arguments = _columns(items, table.dtypes)
+        self._run(lambda: self._native.start(*arguments, table, exchange), report)
 
-    def _wait(self, report: dict[str, Any]) -> None:
-        """For what native code was told to read; its sums of bytes go into `report`."""
-        LoadReport.add(self._native.wait(self.progress), report)
+    def _run(self, start: Callable[[], None], report: dict[str, Any]) -> None:
+        """Starts a load of native code and waits for it; its sums of bytes go into `report`. Whatever is raised, and
+        Ctrl-C may come between the two: nothing writes to the tensors any more."""
+        try:
+            start()
+            LoadReport.add(self._native.wait(self.progress), report)
+        except BaseException:
+            self._native.cancel()
+            raise
 
 
 def _resolve(item: ReadItem, planner: LoadPlanner) -> torch.Tensor:
