@@ -59,6 +59,8 @@ void CellPipeline::start_cells() {
     for (const File& file : files_)
         for (const plan::Segment& segment : file.plan.segments)
             total_bytes_ += segment.range.size();
+    if (!on_stop_)
+        try_step([this] { heed_stop_at_once(); });
     acquire();
     settle();
 }
@@ -92,6 +94,12 @@ void CellPipeline::fail(Error error) {
     std::string why;
     (void)had_memory([&] { why = error_->message(); });
     on_fail(why);
+    // Whoever has all the buffers may keep them for long.
+    const auto self = shared_from_this();
+    if (acquiring_ && reactor_.buffers().withdraw(this)) {
+        acquiring_ = false;
+        schedule_turn();
+    }
 }
 
 void CellPipeline::cancel() {
@@ -143,14 +151,16 @@ void CellPipeline::acquire_after(std::chrono::nanoseconds left) {
     constexpr std::chrono::nanoseconds longest_step = std::chrono::milliseconds(20);
     static constexpr auto none = std::chrono::nanoseconds::zero();
     if (left <= none)
-        return reactor_.buffers().acquire([self = shared_from_this()](BufferPool::Buffer buffer) {
-            boost::asio::post(
-                self->reactor_.executor(),
-                in_memory(self->acquire_memory_, [self, buffer = std::move(buffer)]() mutable {
-                    self->acquiring_ = false;
-                    self->turn(std::move(buffer));
-                }));
-        });
+        return reactor_.buffers().acquire(
+            [self = shared_from_this()](BufferPool::Buffer buffer) {
+                boost::asio::post(
+                    self->reactor_.executor(),
+                    in_memory(self->acquire_memory_, [self, buffer = std::move(buffer)]() mutable {
+                        self->acquiring_ = false;
+                        self->turn(std::move(buffer));
+                    }));
+            },
+            this);
     const auto step = std::min(left, longest_step);
     timer_.expires_after(step);
     timer_.async_wait(in_memory(

@@ -118,7 +118,8 @@ class CellPipeline : public std::enable_shared_from_this<CellPipeline> {
     /// Handlers for the exchange, which need no memory when they are called.
     std::function<void()> hear(bool Heard::* what);
     std::function<void(Error)> hear_failure();
-    /// A stop that is asked for ends the waiting for other ranks too, not only the next cell.
+    /// A stop that is asked for ends the waiting for other ranks and for buffers too, not only the next cell. From
+    /// start_cells() on in any case.
     void heed_stop_at_once();
     /// For what, in words; empty: for nothing.
     virtual std::string awaited() const { return {}; }

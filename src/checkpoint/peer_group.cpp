@@ -84,7 +84,7 @@ PeerGroup::Peer& PeerGroup::peer(std::uint32_t rank) {
 void PeerGroup::begin(Handlers handlers) {
     handlers_ = std::move(handlers);
     open_ = true;
-    hub_.expect(key_, [this](Descriptor connection, std::uint32_t rank) {
+    hub_.expect(key_, [this](Result<Descriptor> connection, std::uint32_t rank) {
         guarded([&] { on_connected(std::move(connection), rank); });
     });
     for (Peer& peer : peers_)
@@ -107,12 +107,14 @@ void PeerGroup::connect(Peer& peer) {
                          }});
 }
 
-void PeerGroup::on_connected(Descriptor connection, std::uint32_t rank) {
+void PeerGroup::on_connected(Result<Descriptor> connection, std::uint32_t rank) {
+    if (!connection)
+        return handlers_.on_failed(std::move(connection.error()));
     const auto found = std::ranges::lower_bound(peers_, rank, {}, &Peer::rank);
     if (found == peers_.end() || found->rank != rank)
         return;
     Peer& peer = *found;
-    const auto socket = std::make_shared<PeerSocket>(hub_.executor(), std::move(connection));
+    const auto socket = std::make_shared<PeerSocket>(hub_.executor(), std::move(*connection));
     peer.its.push_back(socket);
     socket->start(
         {.on_message =

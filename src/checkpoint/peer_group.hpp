@@ -92,7 +92,7 @@ class PeerGroup {
 
     Peer& peer(std::uint32_t rank);
     void connect(Peer& peer);
-    void on_connected(Descriptor connection, std::uint32_t rank);
+    void on_connected(Result<Descriptor> connection, std::uint32_t rank);
     void on_message(Peer& peer, std::span<const std::byte> message, Descriptor descriptor);
     void map_slots(Peer& peer, const std::vector<std::uint64_t>& bytes, Descriptor descriptor);
     void lost(Peer& peer, std::string_view why);

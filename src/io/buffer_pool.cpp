@@ -45,6 +45,7 @@ bool has_huge_pages(const std::byte* address) {
 struct BufferPool::Waiter {
     std::move_only_function<void(Buffer)> on_buffer;
     Buffer buffer;
+    const void* who = nullptr;
 };
 
 struct BufferPool::State {
@@ -155,18 +156,30 @@ BufferPool::Buffer BufferPool::try_acquire() {
     return {this, data};
 }
 
-void BufferPool::acquire(std::move_only_function<void(Buffer)> on_buffer) {
+void BufferPool::acquire(std::move_only_function<void(Buffer)> on_buffer, const void* who) {
     Buffer buffer;
     {
         const std::lock_guard lock(state_->mutex);
         if (state_->free.empty()) {
-            state_->waiting.push_back({std::move(on_buffer), {}});
+            state_->waiting.push_back({std::move(on_buffer), {}, who});
             return;
         }
         buffer = Buffer(this, state_->free.back());
         state_->free.pop_back();
     }
     on_buffer(std::move(buffer));
+}
+
+bool BufferPool::withdraw(const void* who) {
+    std::list<Waiter> gone; // ends without the lock
+    const std::lock_guard lock(state_->mutex);
+    for (auto waiter = state_->waiting.begin(); waiter != state_->waiting.end();) {
+        const auto next = std::next(waiter);
+        if (waiter->who == who)
+            gone.splice(gone.end(), state_->waiting, waiter);
+        waiter = next;
+    }
+    return !gone.empty();
 }
 
 void BufferPool::give_back(std::byte* data) {

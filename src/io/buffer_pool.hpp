@@ -42,8 +42,11 @@ class BufferPool {
     Buffer try_acquire();
     /// Calls `on_buffer` with a buffer: at once if one is free, else when one returns, first come
     /// first served, on the thread that returns it. A waiter must not block. Throws std::bad_alloc
-    /// where it would have to wait, and knows nothing of the waiter then.
-    void acquire(std::move_only_function<void(Buffer)> on_buffer);
+    /// where it would have to wait, and knows nothing of the waiter then. `who` waits, for withdraw().
+    void acquire(std::move_only_function<void(Buffer)> on_buffer, const void* who = nullptr);
+    /// Of `who` nobody waits any more: its callbacks are not called and gone, but for those that have been given a
+    /// buffer. Whether one was waiting.
+    bool withdraw(const void* who);
 
     /// Whether somebody waits for a buffer: a holder with more to do gives back instead of reusing.
     bool contended() const;

@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include "endpoint.hpp"
+#include "out_of_memory.hpp"
 
 namespace safering {
 
@@ -226,10 +227,25 @@ void PeerHub::accept_all() {
     for (;;) {
         Descriptor connection(
             ::accept4(listening_.native_handle(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-        if (!connection)
+        if (!connection) {
+            if (errno == EMFILE || errno == ENFILE || errno == ENOBUFS || errno == ENOMEM)
+                (void)had_memory([this, error = errno] { tell_all(error); });
             return;
+        }
         take(std::move(connection));
     }
+}
+
+void PeerHub::tell_all(int error) {
+    std::vector<OnConnected> all; // what is called may forget its key
+    for (const auto& [key, on_connected] : expected_)
+        all.push_back(on_connected);
+    for (const OnConnected& on_connected : all)
+        on_connected(fail(std::error_code(error, std::system_category()),
+                          "take in a connection of a rank of this host",
+                          "each takes two descriptors, and two more on a kernel from 5.3 on; raise "
+                          "the limit of open files (ulimit -n)"),
+                     0);
 }
 
 void PeerHub::take(Descriptor connection) {

@@ -44,7 +44,9 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
   public:
     using Executor = PeerSocket::Executor;
     /// Must not throw; small enough to be copied without memory.
-    using OnConnected = std::function<void(Descriptor connection, std::uint32_t rank)>;
+    /// Of a connection that this process cannot take in, for want of descriptors or memory, nothing says whose it is:
+    /// all who expect one are told the error (rank 0), as nobody may hear of it otherwise.
+    using OnConnected = std::function<void(Result<Descriptor> connection, std::uint32_t rank)>;
 
     /// Errors: what the system says where it grants no such socket.
     static Result<std::shared_ptr<PeerHub>> create(Executor executor);
@@ -79,6 +81,7 @@ class PeerHub : public std::enable_shared_from_this<PeerHub> {
     PeerHub(Executor executor, Descriptor listening, std::string endpoint);
     void wait_for_connections();
     void accept_all();
+    void tell_all(int error);
     void take(Descriptor connection);
     void route(std::string_view key, std::uint32_t rank, Descriptor connection);
     void keep(Arrived arrived);

@@ -93,6 +93,8 @@ void PeerSocket::receive() {
                                                std::strerror(errno));
             return end({why.data(), text.out});
         }
+        if ((message.msg_flags & MSG_CTRUNC) != 0)
+            return end("it sent a descriptor, and this process can have no more (ulimit -n)");
         Descriptor descriptor;
         if (const cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr &&
                                                              header->cmsg_level == SOL_SOCKET &&

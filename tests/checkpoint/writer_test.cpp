@@ -5,6 +5,7 @@
 #include "../io/backends.hpp"
 #include "checkpoint/attempt.hpp"
 #include "disk_fixture.hpp"
+#include "io/buffer_pool.hpp"
 
 namespace safering::test {
 namespace {
@@ -440,6 +441,38 @@ TEST_F(SavingAlone, DoesNotTouchACheckpointThatIsBeingSwitchedIn) {
 TEST_F(SavingAlone, NeedsOneShardedPlan) {
     HuggingFaceStorageWriter full(path, {.alone = RankOf{0, 2}}, reactor);
     EXPECT_EQ(full.prepare_global_plan({SavePlan{}}).error().code, Errc::plan_not_prepared);
+}
+
+// Whoever has the buffers may keep them for as long as he likes.
+TEST_F(Writer, ACancelledSaveOrLoadDoesNotWaitForABuffer) {
+    ASSERT_TRUE(save_model(model));
+    prepare(2);
+    std::vector<BufferPool::Buffer> all;
+    while (auto buffer = reactor->buffers().try_acquire())
+        all.push_back(std::move(buffer));
+    const auto canceled = [&](auto running, auto&& cancel) {
+        EXPECT_EQ(running.wait_for(std::chrono::milliseconds(20)), std::future_status::timeout);
+        cancel();
+        ASSERT_EQ(running.wait_for(std::chrono::seconds(20)), std::future_status::ready);
+        try {
+            (void)running.get();
+            ADD_FAILURE() << "there was no buffer";
+        } catch (const Exception& exception) {
+            EXPECT_EQ(exception.code(), std::errc::operation_canceled);
+        }
+    };
+    canceled(writer.write_data(plans[0], *planner[0]), [&] { writer.cancel(); });
+    HuggingFaceStorageReader reader(path, {}, reactor);
+    const Metadata stored = reader.read_metadata().value();
+    std::vector<std::byte> memory(model[0].bytes.size());
+    DefaultLoadPlanner destination(
+        {{.fqn = model[0].name,
+          .data = {.data = memory.data(), .dtype = model[0].dtype, .shape = model[0].shape}}});
+    const LoadPlan plan = destination.create_local_plan(stored).value();
+    canceled(reader.async_read_data(plan, destination), [&] { reader.cancel(); });
+    all.clear();
+    ASSERT_TRUE(writer.abort());
+    EXPECT_EQ(differs(model), "");
 }
 
 TEST_F(Writer, ACancelledWriteEndsAndLeavesTheOldCheckpoint) {

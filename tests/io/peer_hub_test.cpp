@@ -7,6 +7,8 @@
 #include <boost/asio/io_context.hpp>
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 namespace safering::test {
 namespace {
@@ -22,7 +24,8 @@ struct Hub {
         return value_or_throw(hub->connect(hub->endpoint(), key, 7));
     }
     void expect(const std::string& key, int& count) {
-        hub->expect(key, [&count](const Descriptor&, std::uint32_t rank) { count += rank == 7; });
+        hub->expect(
+            key, [&count](const Result<Descriptor>&, std::uint32_t rank) { count += rank == 7; });
     }
     void settle() {
         context.restart();
@@ -117,6 +120,33 @@ TEST(PeerHub, WhoHasHungUpGoesBeforeWhoWaits) {
     hub.settle();
 }
 
+// Nobody would hear of it otherwise, and both would wait.
+TEST(PeerHub, WhoHasNoDescriptorLeftIsTold) {
+    Hub hub;
+    std::error_code told;
+    int came = 0;
+    hub.hub->expect("wanted", [&](const Result<Descriptor>& connection, std::uint32_t) {
+        came += connection ? 1 : 0;
+        told = connection ? std::error_code() : connection.error().code;
+    });
+    hub.settle();
+    const auto early = hub.connect("wanted");
+    rlimit limit{};
+    ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &limit), 0);
+    const int next = ::dup(0); // all below it are taken
+    ::close(next);
+    const rlimit none{static_cast<rlim_t>(next), limit.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &none), 0);
+    hub.hub->poll();
+    ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &limit), 0);
+    EXPECT_EQ(told, std::errc::too_many_files_open);
+    EXPECT_EQ(came, 0);
+    hub.settle();
+    EXPECT_EQ(came, 1);
+    hub.hub->forget("wanted");
+    hub.settle();
+}
+
 // A rank that fails before its partner has come says why, and hangs up.
 TEST(PeerHub, WhoHasHungUpIsStillHeard) {
     Hub hub;
@@ -128,8 +158,8 @@ TEST(PeerHub, WhoHasHungUpIsStillHeard) {
     early->close();
     hub.settle();
     std::shared_ptr<PeerSocket> socket;
-    hub.hub->expect("wanted", [&](Descriptor connection, std::uint32_t) {
-        socket = std::make_shared<PeerSocket>(hub.context.get_executor(), std::move(connection));
+    hub.hub->expect("wanted", [&](Result<Descriptor> connection, std::uint32_t) {
+        socket = std::make_shared<PeerSocket>(hub.context.get_executor(), std::move(*connection));
         socket->start({.on_message = [&](std::span<const std::byte> message,
                                          const Descriptor&) { bytes = message.size(); },
                        .on_closed = [](std::string_view) {}});
