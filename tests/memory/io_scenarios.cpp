@@ -282,13 +282,10 @@ AllocationScenario calling(BackendKind kind) {
             if (opened.error)
                 return fail(opened.error, "open");
             const auto file = static_cast<int>(opened.result);
-            const Completion readable = reactor.wait({.op = Opcode::open, .path = state->path});
-            if (readable.error) {
-                reactor.close(file);
-                return fail(readable.error, "open");
-            }
-            const auto reader = static_cast<int>(readable.result);
+            int reader = -1;
             const auto calls = [&] {
+                const Completion readable = reactor.wait({.op = Opcode::open, .path = state->path});
+                reader = readable.error ? -1 : static_cast<int>(readable.result);
                 (void)reactor.async_write(file, memory, 0).get();
                 (void)reactor.async_read(reader, std::span(memory), 0).get();
                 (void)reactor.async_fsync(file).get();
@@ -308,7 +305,8 @@ AllocationScenario calling(BackendKind kind) {
             };
             const bool had = had_memory(calls);
             reactor.close(file);
-            reactor.close(reader);
+            if (reader >= 0)
+                reactor.close(reader);
             return had ? Result<void>() : std::unexpected(out_of_memory());
         },
         .harm =
