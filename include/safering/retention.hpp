@@ -59,6 +59,7 @@ struct Leftover {
     std::string path{};
     /// Name of the checkpoint that was saved or removed.
     std::string target{};
+    /// When the save began, of a removal that which is removed.
     std::uint64_t begun_ms = 0;
     /// An attempt that a later save of the same target has overtaken. The others may still be written to.
     bool stale = false;

@@ -51,7 +51,8 @@ std::string words(const Leftover& leftover) {
         return fmt::format("of the committed save of {} at {}; safering recover moves its files in",
                            target, time);
     case Leftover::Kind::removal:
-        return fmt::format("removal of {} at {}, cut off; safering prune or recover finishes it",
+        return fmt::format("removal of {}, saved at {}, cut off; safering prune or recover "
+                           "finishes it",
                            target, time);
     }
     return {};
