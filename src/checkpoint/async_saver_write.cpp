@@ -62,11 +62,11 @@ Result<std::shared_ptr<SaveJob>> AsyncSaver::Impl::agree_on_next() {
     std::unique_lock lock(mutex);
     const auto found = [&] { return std::ranges::find(jobs, *number, &SaveJob::number); };
     changed.wait(lock, [&] { return found() != jobs.end() || closing || unplanned; });
-    if (found() == jobs.end() && unplanned) // it will not be planned here
+    if (const auto job = found(); job != jobs.end())
+        return current = *job;
+    if (unplanned) // it will not be planned here
         return std::unexpected(copy_of(*unplanned));
-    if (found() == jobs.end())
-        return fail(Errc::io_stopped, "save", "the saver is being destroyed on this rank");
-    return current = *found();
+    return fail(Errc::io_stopped, "save", "the saver is being destroyed on this rank");
 }
 
 Result<WriteResults> AsyncSaver::Impl::write(SaveJob& job) {

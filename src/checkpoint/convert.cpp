@@ -112,11 +112,12 @@ Result<void> Conversion::open() {
     if (!target)
         return std::unexpected(std::move(target.error()));
     target_ = std::move(*target);
+    if (sharding_info_for(*reactor_, from_.path) == ShardingInfo::apply)
+        return {};
     // Offsets of zeros do not tell the first of several shards from a whole.
-    const bool is_file = sharding_info_for(*reactor_, from_.path) == ShardingInfo::ignore;
     for (const auto& [file, entries] : reader_.file_metadata())
         for (const auto& [key, value] : entries)
-            if (is_file && key == "DCP_SHARDING_INFO")
+            if (key == "DCP_SHARDING_INFO")
                 target_.notes.push_back(fmt::format(
                     "{} is a shard, which may hold parts of tensors; convert its directory to have "
                     "them whole",

@@ -165,6 +165,20 @@ class AsyncSaves : public OnDisk {
     std::string differs_at(const Model& model, const std::string& where) {
         return differences(model, {1, 0}, where, reactor);
     }
+    using Conversation = std::vector<std::shared_ptr<Collectives>>;
+    // Of two ranks, held up, without exchange.
+    std::vector<std::unique_ptr<AsyncSaver>> make_savers(const Conversation& foreground,
+                                                         const Conversation& background) {
+        std::vector<std::unique_ptr<AsyncSaver>> made;
+        for (std::uint32_t rank = 0; rank < 2; ++rank) {
+            AsyncSaverOptions own = held_up();
+            own.writer.exchange = ExchangeWay::off;
+            own.foreground = foreground[rank];
+            own.background = background[rank];
+            made.push_back(std::make_unique<AsyncSaver>(own));
+        }
+        return made;
+    }
 
     Gate gate;
 };
@@ -434,16 +448,7 @@ TEST_F(AsyncSaves, PlansThatDoNotFitAreRefusedAtOnce) {
 
 class TwoRanks : public AsyncSaves {
   protected:
-    TwoRanks() {
-        auto foreground = make_conversation(), background = make_conversation();
-        for (std::uint32_t rank = 0; rank < 2; ++rank) {
-            AsyncSaverOptions made = held_up();
-            made.writer.exchange = ExchangeWay::off;
-            made.foreground = foreground[rank];
-            made.background = background[rank];
-            savers.push_back(std::make_unique<AsyncSaver>(made));
-        }
-    }
+    TwoRanks() : savers(make_savers(make_conversation(), make_conversation())) {}
     ~TwoRanks() override {
         on_both([&](std::uint32_t rank) { savers[rank].reset(); });
     }
@@ -535,14 +540,7 @@ TEST_F(TwoRanks, ARankThatCannotCopyFailsTheSaveOnBoth) {
 TEST_F(AsyncSaves, ARankThatDidNotHearThePlanDoesNotWaitForTheSave) {
     auto foreground = make_conversation(), background = make_conversation();
     foreground[1] = std::make_shared<DoesNotHear>(foreground[1], 3);
-    std::vector<std::unique_ptr<AsyncSaver>> savers;
-    for (std::uint32_t rank = 0; rank < 2; ++rank) {
-        AsyncSaverOptions made = held_up();
-        made.writer.exchange = ExchangeWay::off;
-        made.foreground = foreground[rank];
-        made.background = background[rank];
-        savers.push_back(std::make_unique<AsyncSaver>(made));
-    }
+    const auto savers = make_savers(foreground, background);
     std::vector<std::vector<Result<std::future<SaveReport>>>> saves(2);
     const auto save_three = [&](std::uint32_t rank) {
         for (const char* to : {"/ckpt/1", "/ckpt/2", "/ckpt/3"}) {
@@ -559,7 +557,7 @@ TEST_F(AsyncSaves, ARankThatDidNotHearThePlanDoesNotWaitForTheSave) {
     ASSERT_TRUE(saves[0][2]);
     ASSERT_FALSE(saves[1][2]);
     EXPECT_EQ(saves[1][2].error().code, std::errc::timed_out);
-    for (auto& saver : savers)
+    for (const auto& saver : savers)
         saver->lift_limits();
     EXPECT_EQ(code_of(*saves[1][0]), std::error_code());
     EXPECT_TRUE(savers[1]->wait(std::chrono::steady_clock::now() + std::chrono::seconds(20)));

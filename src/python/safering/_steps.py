@@ -70,8 +70,8 @@ def prune(
 
     Of each prefix the newest `keep_last` whole ones stay (at least one), and the steps that `keep_every` divides.
     What `latest` gives always stays, and what is not known to be ours, could not be looked at, may be being saved, or
-    holds files of others (config.json), unless `with_others`. Each goes at once, by a durable rename, or not at all. A `RuntimeError`
-    names those that could not be removed, after the others have been.
+    holds files of others (config.json), unless `with_others`. Each goes at once, by a durable rename, or not at all. A
+    `RuntimeError` names those that could not be removed, after the others have been.
     """
     if keep_last < 1 or keep_every < 0:
         raise ValueError(f"keep_last must be at least 1 and keep_every at least 0, not {keep_last} and {keep_every}")

@@ -394,7 +394,8 @@ def in_windows(tensors: list[torch.Tensor]) -> Iterator[_Part]:
         return
 
     def part(positions: list[int]) -> _Part:
-        return sorted(positions), [tensors[i] for i in sorted(positions)]
+        positions = sorted(positions)
+        return positions, [tensors[i] for i in positions]
 
     copied = [i for i, tensor in enumerate(tensors) if not is_plain(tensor)]
     window = [i for i, tensor in enumerate(tensors) if is_plain(tensor)]
