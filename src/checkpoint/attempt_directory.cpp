@@ -219,7 +219,8 @@ Result<std::set<std::string>> add_switching(Reactor& reactor, const std::string&
         return std::unexpected(std::move(listed.error()));
     std::set<std::string> directories;
     for (const DirectoryEntry& entry : listed->entries) {
-        if (entry.kind != FileKind::directory)
+        // What was committed before it was revoked lies in a target. Attempts come and go all the time.
+        if (entry.kind != FileKind::directory || parse_hidden_name(entry.name, attempt_suffix))
             continue;
         directories.insert(entry.name);
         auto redo = read_redo_record(reactor, join(parent, entry.name));
