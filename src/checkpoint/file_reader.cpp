@@ -20,7 +20,7 @@ namespace {
 
 // Reads below this are a parser's; the next ones come from the window.
 constexpr std::uint64_t small_bytes = 16 << 10;
-constexpr std::uint64_t window_bytes = 64 << 10;
+constexpr std::uint64_t small_window_bytes = 64 << 10;
 // From here on the disk is quicker than the page cache.
 constexpr std::uint64_t large_bytes = 1 << 20;
 constexpr std::size_t pieces_at_once = 8;
@@ -191,7 +191,7 @@ Result<void> FileReader::read_small(std::span<std::byte> memory, std::uint64_t o
         const std::uint64_t begin = round_down(offset, block_bytes);
         // It holds nothing until it holds what it says, whatever is thrown before.
         std::vector<std::byte> read = std::exchange(window_, {});
-        read.resize(std::min(window_bytes, size() - begin));
+        read.resize(std::min(small_window_bytes, size() - begin));
         auto done = perform(*reactor_, {.op = Opcode::read,
                                         .file = buffered_.descriptor(),
                                         .data = read.data(),

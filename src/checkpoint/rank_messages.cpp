@@ -17,7 +17,7 @@ using plan::ByteWriter;
 // How a code's category is told; other categories do not come up.
 enum Category : std::uint8_t { own, system, generic };
 
-std::string_view text_of(std::span<const std::byte> bytes) {
+std::string_view characters_of(std::span<const std::byte> bytes) {
     return {reinterpret_cast<const char*>(bytes.data()), bytes.size()};
 }
 std::span<const std::byte> bytes_of(std::string_view text) {
@@ -57,7 +57,7 @@ Bytes pack(const Result<Bytes>& value) {
         ByteWriter out(ByteKind::rank_message);
         out.byte(value.has_value());
         if (value)
-            out.text(text_of(*value));
+            out.text(characters_of(*value));
         else
             write(out, value.error());
         message = std::move(out).finish();

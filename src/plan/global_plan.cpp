@@ -18,7 +18,7 @@ namespace {
 using plan::in_words;
 using plan::ItemReference;
 
-constexpr const char* operation = "create global plan";
+constexpr const char* creating = "create global plan";
 
 // Chunks that several ranks hold: references[begin, end) of the groups, in order of rank.
 struct Replicated {
@@ -79,7 +79,7 @@ class GlobalPlanner {
     }
 
     std::unexpected<Error> wrong(Errc code, const WriteItem& item, std::string detail) const {
-        auto error = fail(code, operation, std::move(detail));
+        auto error = fail(code, creating, std::move(detail));
         error.error().tensor = item.fqn;
         return error;
     }
@@ -188,7 +188,7 @@ class GlobalPlanner {
 } // namespace
 
 Result<GlobalSavePlan> create_global_plan(std::vector<SavePlan> plans) {
-    auto names = plan::number_names(plans, operation);
+    auto names = plan::number_names(plans, creating);
     if (!names)
         return std::unexpected(std::move(names.error()));
     GlobalPlanner planner(plans, std::move(*names));

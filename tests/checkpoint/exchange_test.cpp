@@ -13,10 +13,6 @@
 namespace safering::test {
 namespace {
 
-std::shared_ptr<Reactor> small_reactor() {
-    return value_or_throw(Reactor::create({.buffer_bytes = 16 << 10, .buffer_count = 4}));
-}
-
 std::string data_of(const std::string& directory) {
     std::ifstream file(directory + "/model-00001-of-00001.safetensors", std::ios::binary);
     return {std::istreambuf_iterator<char>(file), {}};

@@ -15,10 +15,6 @@
 namespace safering::test {
 namespace {
 
-std::shared_ptr<Reactor> small_reactor() {
-    return value_or_throw(Reactor::create({.buffer_bytes = 16 << 10, .buffer_count = 4}));
-}
-
 std::vector<std::shared_ptr<Reactor>> small_reactors(std::uint32_t ranks) {
     std::vector<std::shared_ptr<Reactor>> reactors;
     for (std::uint32_t rank = 0; rank < ranks; ++rank)
@@ -287,7 +283,8 @@ TEST_F(LoadExchanging, AChangedByteIsEverybodysError) {
             found += error->code == Errc::checkpoint_digest_mismatch;
             if (error->code != Errc::checkpoint_digest_mismatch) {
                 EXPECT_EQ(error->code, Errc::io_peer_lost) << error->message();
-                EXPECT_NE(error->message().find("were changed since they were saved"), std::string::npos)
+                EXPECT_NE(error->message().find("were changed since they were saved"),
+                          std::string::npos)
                     << error->message();
             }
         }

@@ -403,8 +403,8 @@ TEST_F(Reader, AReadErrorAndAFileCutMeanwhileAreErrors) {
 // files, another process has moved that into the target.
 class HalfSwitched final : public AnsweringBackend {
   public:
-    explicit HalfSwitched(std::filesystem::path target)
-        : AnsweringBackend(make_threads_backend({}, "a test")), target_(std::move(target)) {}
+    explicit HalfSwitched(std::filesystem::path into)
+        : AnsweringBackend(make_threads_backend({}, "a test")), target_(std::move(into)) {}
 
     void start(Operation& operation) override {
         const std::filesystem::path path = operation.request.path;

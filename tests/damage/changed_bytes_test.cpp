@@ -15,10 +15,10 @@
 namespace safering::test {
 namespace {
 
-const std::string path = "/ckpt/step";
+const std::string place = "/ckpt/step";
 
 // Some cells of 4096 bytes, a tensor that begins inside one, and an inner shard.
-Model model() {
+Model saved() {
     return {make_tensor("a.weight", Dtype::bf16, {32, 48}, 1),
             make_tensor("b.bias", Dtype::f32, {33}, 2), make_tensor("c.scale", Dtype::f32, {}, 3),
             make_tensor("d.block", Dtype::u8, {1, 4096}, 4)};
@@ -32,10 +32,10 @@ class ChangedBytes : public testing::TestWithParam<bool> {
   protected:
     ChangedBytes() {
         const WriterOptions sharded{.layout = FileLayout::sharded};
-        const WriterOptions options = GetParam() ? sharded : two_files(model());
-        stage.set(disk_with(model(), {2, 1}, options)->now());
-        for (const std::string& name : stage.names(path))
-            files.emplace_back(name, stage.disk->read_file(path + "/" + name));
+        const WriterOptions options = GetParam() ? sharded : two_files(saved());
+        stage.set(disk_with(saved(), {2, 1}, options)->now());
+        for (const std::string& name : stage.names(place))
+            files.emplace_back(name, stage.disk->read_file(place + "/" + name));
     }
 
     std::uint64_t data_begin(const std::vector<std::byte>& file) const {
@@ -43,15 +43,15 @@ class ChangedBytes : public testing::TestWithParam<bool> {
         return safetensors::parse_head(text, file.size(), "f").value().data_begin;
     }
     void put(const std::string& name, std::span<const std::byte> bytes) {
-        stage.disk->write_file(path + "/" + name, bytes);
+        stage.disk->write_file(place + "/" + name, bytes);
     }
     // "" where both the load and verify find it.
     std::string missed() {
         ++checked;
         std::string out;
-        if (const auto loaded = load_model(path, stage.reactor))
+        if (const auto loaded = load_model(place, stage.reactor))
             out += "the load does not find it";
-        const auto verified = verify_checkpoint(path, *stage.reactor);
+        const auto verified = verify_checkpoint(place, *stage.reactor);
         if (verified && verified->findings.empty())
             out += " verify does not find it";
         return out;
@@ -87,7 +87,7 @@ TEST_P(ChangedBytes, EachOfHeaderManifestAndIndexIsFound) {
         put(name, bytes);
     }
     fmt::print("{} bytes, each found by load and verify\n", checked);
-    EXPECT_EQ(difference(model(), load_model(path, stage.reactor).value()), "");
+    EXPECT_EQ(difference(saved(), load_model(place, stage.reactor).value()), "");
 }
 
 TEST_P(ChangedBytes, TenThousandBitsOfDataAreFound) {
@@ -143,14 +143,14 @@ TEST_P(ChangedBytes, PartsAreNeverLoadedChanged) {
         const auto mask = std::byte(1u << random() % 8);
         bytes[at] ^= mask;
         put(name, bytes);
-        const Model whole = model();
+        const Model whole = saved();
         const TestTensor& tensor = whole[random() % whole.size()];
         ChunkStorageMetadata box{Shape(tensor.shape.size(), 0), tensor.shape};
         for (std::size_t d = 0; d < box.sizes.size(); ++d) {
             box.offsets[d] = random() % tensor.shape[d];
             box.sizes[d] = 1 + random() % (tensor.shape[d] - box.offsets[d]);
         }
-        HuggingFaceStorageReader reader(path, {.verification = Verification::all}, stage.reactor);
+        HuggingFaceStorageReader reader(place, {.verification = Verification::all}, stage.reactor);
         const Metadata metadata = reader.read_metadata().value();
         std::vector<std::byte> memory(byte_size(tensor.dtype, box.sizes).value());
         DefaultLoadPlanner planner(
@@ -174,9 +174,9 @@ TEST_P(ChangedBytes, PartsAreNeverLoadedChanged) {
 }
 
 TEST_P(ChangedBytes, WithoutAManifestVerifySaysWhatItCouldNotCheck) {
-    const std::string manifest = path + "/" + std::string(checkpoint::manifest_name);
+    const std::string manifest = place + "/" + std::string(checkpoint::manifest_name);
     ASSERT_FALSE(stage.reactor->wait({.op = Opcode::unlink, .path = manifest}).error);
-    const auto verified = verify_checkpoint(path, *stage.reactor);
+    const auto verified = verify_checkpoint(place, *stage.reactor);
     ASSERT_TRUE(verified) << verified.error().message();
     EXPECT_TRUE(verified->findings.empty());
     EXPECT_EQ(verified->verified_bytes, 0u);

@@ -1,25 +1,14 @@
 #include "stage.hpp"
 
-#include <filesystem>
 #include <vector>
 
 #include <fmt/format.h>
 
 #include "../crash/recovery.hpp"
+#include "../descriptors.hpp"
 #include "io/buffer_pool.hpp"
 
 namespace safering::test {
-
-namespace {
-
-std::size_t open_descriptors() {
-    std::size_t count = 0;
-    for ([[maybe_unused]] const auto& entry : std::filesystem::directory_iterator("/proc/self/fd"))
-        ++count;
-    return count;
-}
-
-} // namespace
 
 Stage::Stage() : reactor(crash_reactor(disk)) {
     // What is made at first use is no leak.
@@ -43,7 +32,7 @@ std::string Stage::leaks() {
     if (buffers.size() != reactor->buffers().count())
         return fmt::format("a buffer: {} of {} are free", buffers.size(),
                            reactor->buffers().count());
-    const std::size_t now = open_descriptors();
+    const std::int64_t now = open_descriptors();
     if (descriptors_ == 0)
         descriptors_ = now;
     if (now > descriptors_)

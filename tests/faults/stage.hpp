@@ -22,7 +22,7 @@ class Stage {
     const std::shared_ptr<Reactor> reactor;
 
   private:
-    std::size_t descriptors_ = 0; // of the process, the first time
+    std::int64_t descriptors_ = 0; // of the process, the first time
 };
 
 } // namespace safering::test

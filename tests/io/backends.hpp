@@ -57,6 +57,11 @@ class Block {
     std::unique_ptr<std::byte, decltype(&std::free)> data_;
 };
 
+/// With few small buffers, so that a small model goes through them several times.
+inline std::shared_ptr<Reactor> small_reactor() {
+    return value_or_throw(Reactor::create({.buffer_bytes = 16 << 10, .buffer_count = 4}));
+}
+
 inline std::error_code errno_code(int value) {
     return {value, std::system_category()};
 }

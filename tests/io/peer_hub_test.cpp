@@ -1,21 +1,16 @@
 // Connections of ranks that come early, late, or for nobody.
 #include "io/peer_hub.hpp"
 
-#include <filesystem>
-#include <iterator>
-
 #include <boost/asio/io_context.hpp>
 
 #include <gtest/gtest.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "../descriptors.hpp"
+
 namespace safering::test {
 namespace {
-
-std::int64_t open_descriptors() {
-    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {});
-}
 
 struct Hub {
     Hub() : hub(value_or_throw(PeerHub::create(context.get_executor()))) {}

@@ -20,6 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "../descriptors.hpp"
 #include "backends.hpp"
 #include "io/buffer_pool.hpp"
 #include "io/posix_ops.hpp"
@@ -238,11 +239,6 @@ TEST(ReactorChoice, OptionsThatCannotWorkAreErrors) {
     EXPECT_TRUE(refused({.transfer_bytes = 4095}).contains("4095"));
 }
 
-std::size_t open_descriptors() {
-    const std::filesystem::directory_iterator files("/proc/self/fd");
-    return static_cast<std::size_t>(std::distance(begin(files), end(files)));
-}
-
 // With room for 0, 1, 2, ... more descriptors: an Error or a reactor, nothing thrown, none leaked.
 TEST(ReactorChoice, RunningOutOfDescriptorsIsAnError) {
 #ifdef __SANITIZE_ADDRESS__
@@ -250,7 +246,7 @@ TEST(ReactorChoice, RunningOutOfDescriptorsIsAnError) {
 #endif
     rlimit before{};
     ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &before), 0);
-    const std::size_t held = open_descriptors();
+    const std::int64_t held = open_descriptors();
     const int next = ::dup(STDERR_FILENO); // the lowest that is free
     ::close(next);
     int created = 0, errors = 0, threads = 0;

@@ -3,7 +3,6 @@
 #include <array>
 #include <filesystem>
 #include <future>
-#include <iterator>
 #include <optional>
 
 #include <fmt/format.h>
@@ -14,6 +13,7 @@
 
 #include <safering/async_saver.hpp>
 
+#include "../descriptors.hpp"
 #include "../io/backends.hpp"
 #include "io/buffer_pool.hpp"
 #include "io/simulated_disk.hpp"
@@ -55,7 +55,7 @@ class Ground {
         (void)reactor_->buffers();
         (void)reactor_->endpoint();
         (void)reactor_->wait({.op = Opcode::stat, .path = "/"});
-        descriptors_ = descriptors();
+        descriptors_ = open_descriptors();
     }
 
     static ReactorOptions options(BackendKind kind) {
@@ -78,7 +78,7 @@ class Ground {
         (void)reactor_->wait({.op = Opcode::stat, .path = "/"}); // behind what nobody waits for
         if (disk_ && disk_->open_files() != 0)
             return fmt::format("{} files are open", disk_->open_files());
-        if (const std::int64_t now = descriptors(); now > descriptors_)
+        if (const std::int64_t now = open_descriptors(); now > descriptors_)
             return fmt::format("the process has {} descriptors, it had {}", now, descriptors_);
         std::vector<BufferPool::Buffer> buffers;
         while (BufferPool::Buffer buffer = reactor_->buffers().try_acquire())
@@ -90,10 +90,6 @@ class Ground {
     }
 
   private:
-    static std::int64_t descriptors() {
-        return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {});
-    }
-
     std::shared_ptr<SimulatedDisk> disk_;
     std::optional<TemporaryDirectory> directory_;
     std::string root_;

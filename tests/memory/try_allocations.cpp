@@ -4,14 +4,14 @@
 #include <cstdio>
 #include <cstdlib>
 #include <exception>
-#include <filesystem>
-#include <iterator>
 #include <mutex>
 #include <optional>
 #include <random>
 #include <thread>
 
 #include <fmt/format.h>
+
+#include "../descriptors.hpp"
 
 namespace safering::test {
 
@@ -72,10 +72,6 @@ class Watch {
     bool over_ = false;
     std::thread thread_;
 };
-
-std::int64_t open_descriptors() {
-    return std::distance(std::filesystem::directory_iterator("/proc/self/fd"), {});
-}
 
 bool says_so(const Error& error) {
     // Another rank's want of memory is told by that one's end.

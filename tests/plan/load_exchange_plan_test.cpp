@@ -11,13 +11,13 @@
 namespace safering::plan {
 namespace {
 
-constexpr std::uint64_t chunk = 4096;
+constexpr std::uint64_t cell_bytes = 4096;
 using Exchanges = std::vector<std::optional<LoadExchange>>;
 
 LoadOffer offer_of(std::vector<FileRange> ranges, std::string endpoint = "host/a") {
     return {.endpoint = std::move(endpoint),
             .checkpoint = "c",
-            .chunk_bytes = chunk,
+            .chunk_bytes = cell_bytes,
             .ranges = std::move(ranges)};
 }
 
@@ -38,7 +38,7 @@ std::set<std::uint64_t> bytes_of(const std::vector<FileRange>& ranges, std::uint
                                  std::uint64_t cell) {
     std::set<std::uint64_t> bytes;
     for (const FileRange& one : ranges) {
-        const ByteRange part = one.range.clip({cell * chunk, (cell + 1) * chunk});
+        const ByteRange part = one.range.clip({cell * cell_bytes, (cell + 1) * cell_bytes});
         for (std::uint64_t at = part.begin; one.file == file && at < part.end; at += 64)
             bytes.insert(at);
     }
@@ -107,7 +107,7 @@ void check(const std::vector<LoadOffer>& offers, const Exchanges& exchanges, std
 
 TEST(LoadExchangePlan, ReplicasAreReadOnceAndSharedOutEvenly) {
     for (const std::uint32_t ranks : {2u, 3u, 8u}) {
-        std::vector<LoadOffer> offers(ranks, offer_of({{0, {64, 60 * chunk}}}));
+        std::vector<LoadOffer> offers(ranks, offer_of({{0, {64, 60 * cell_bytes}}}));
         for (std::uint32_t rank = 0; rank < ranks; ++rank)
             offers[rank].endpoint += std::to_string(rank);
         const Exchanges exchanges = planned(offers);
@@ -118,16 +118,17 @@ TEST(LoadExchangePlan, ReplicasAreReadOnceAndSharedOutEvenly) {
             std::uint64_t bytes = 0;
             for (const FileRange& read : exchange->reads)
                 bytes += read.range.size();
-            EXPECT_NEAR(double(bytes), 60.0 * chunk / ranks, chunk);
+            EXPECT_NEAR(double(bytes), 60.0 * cell_bytes / ranks, cell_bytes);
             sum += bytes;
         }
-        EXPECT_EQ(sum, 60 * chunk - 64);
+        EXPECT_EQ(sum, 60 * cell_bytes - 64);
     }
 }
 
 TEST(LoadExchangePlan, OneThatReadsMuchByItselfGetsLess) {
-    const std::vector<LoadOffer> offers{offer_of({{0, {0, 8 * chunk}}, {1, {0, 8 * chunk}}}),
-                                        offer_of({{0, {0, 8 * chunk}}}, "host/b")};
+    const std::vector<LoadOffer> offers{
+        offer_of({{0, {0, 8 * cell_bytes}}, {1, {0, 8 * cell_bytes}}}),
+        offer_of({{0, {0, 8 * cell_bytes}}}, "host/b")};
     const Exchanges exchanges = planned(offers);
     check(offers, exchanges, 2, 8);
     for (const SharedCells& cells : exchanges[0]->cells)
@@ -136,9 +137,9 @@ TEST(LoadExchangePlan, OneThatReadsMuchByItselfGetsLess) {
 
 TEST(LoadExchangePlan, DisjointBytesChangeNothing) {
     EXPECT_TRUE(nothing(
-        planned({offer_of({{0, {0, 6208}}}), offer_of({{0, {6208, 5 * chunk}}}, "host/b")})));
-    EXPECT_TRUE(nothing(
-        planned({offer_of({{0, {0, 8 * chunk}}}), offer_of({{1, {0, 8 * chunk}}}, "host/b")})));
+        planned({offer_of({{0, {0, 6208}}}), offer_of({{0, {6208, 5 * cell_bytes}}}, "host/b")})));
+    EXPECT_TRUE(nothing(planned(
+        {offer_of({{0, {0, 8 * cell_bytes}}}), offer_of({{1, {0, 8 * cell_bytes}}}, "host/b")})));
     // Interleaved in one cell.
     EXPECT_TRUE(nothing(planned(
         {offer_of({{0, {0, 64}}, {0, {128, 192}}}), offer_of({{0, {64, 128}}}, "host/b")})));
@@ -146,8 +147,8 @@ TEST(LoadExchangePlan, DisjointBytesChangeNothing) {
 
 TEST(LoadExchangePlan, OnlyWhatIsTheSame) {
     const auto two = [](auto change) {
-        std::vector<LoadOffer> offers{offer_of({{0, {0, 8 * chunk}}}),
-                                      offer_of({{0, {0, 8 * chunk}}}, "host/b")};
+        std::vector<LoadOffer> offers{offer_of({{0, {0, 8 * cell_bytes}}}),
+                                      offer_of({{0, {0, 8 * cell_bytes}}}, "host/b")};
         change(offers[1]);
         return nothing(planned(offers));
     };
@@ -181,12 +182,12 @@ RC_GTEST_PROP(LoadExchangePlan, HoldsForAnyOffers, (std::uint64_t seed)) {
         LoadOffer offer =
             offer_of({}, "host" + std::to_string(random.below(2)) + "/" + std::to_string(rank));
         for (std::uint32_t file = 0; file < files; ++file)
-            for (std::uint64_t at = random.below(chunk / 64); at < cells * chunk / 64;) {
+            for (std::uint64_t at = random.below(cell_bytes / 64); at < cells * cell_bytes / 64;) {
                 const std::uint64_t end =
-                    std::min(cells * chunk / 64, at + 1 + random.below(2 * chunk / 64));
+                    std::min(cells * cell_bytes / 64, at + 1 + random.below(2 * cell_bytes / 64));
                 if (!random.chance(3))
                     offer.ranges.push_back({file, {at * 64, end * 64}});
-                at = end + 1 + random.below(chunk / 64);
+                at = end + 1 + random.below(cell_bytes / 64);
             }
         offers.push_back(std::move(offer));
     }
@@ -199,7 +200,7 @@ TEST(LoadExchangePlan, BytesThatAreNoPlanAreRefused) {
     const auto refused = [](auto change) {
         LoadPlan plan;
         plan.offer = offer_of({{0, {0, 64}}, {1, {64, 128}}});
-        plan.exchange = LoadExchange{.id = "id", .chunk_bytes = chunk};
+        plan.exchange = LoadExchange{.id = "id", .chunk_bytes = cell_bytes};
         plan.exchange->cells = {{0, 1, 2, 5, {3}}, {2, 0, 0, 1, {}}};
         change(plan);
         return !load_plan_from_bytes(to_bytes(plan)).has_value();

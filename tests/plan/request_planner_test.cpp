@@ -16,7 +16,7 @@ std::ostream& operator<<(std::ostream& out, const Transfer& transfer) {
 
 namespace {
 
-constexpr std::uint64_t chunk = 4096;
+constexpr std::uint64_t chunk_bytes = 4096;
 
 // Every byte of every span is in exactly one segment of its item; segments lie
 // in cells; requests rise.
@@ -30,9 +30,10 @@ void check_plan(const std::vector<FileSpan>& spans, const RequestPlan& plan) {
         next_segment += request.segment_count;
         RC_ASSERT(request.range.begin >= last_end);
         RC_ASSERT(request.range.begin < request.range.end);
-        RC_ASSERT(request.range.begin / chunk == (request.range.end - 1) / chunk);
+        RC_ASSERT(request.range.begin / chunk_bytes == (request.range.end - 1) / chunk_bytes);
         if (last_end > 0)
-            RC_ASSERT((last_end - 1) / chunk < request.range.begin / chunk); // one request a cell
+            RC_ASSERT((last_end - 1) / chunk_bytes <
+                      request.range.begin / chunk_bytes); // one request a cell
         last_end = request.range.end;
         std::uint64_t covered = request.range.begin, hull_end = request.range.begin;
         bool gaps = false;
@@ -81,7 +82,7 @@ std::vector<FileSpan> any_spans() {
 
 RC_GTEST_PROP(RequestPlanner, ReadsHoldEveryByteOfEverySpanOnce, ()) {
     const auto spans = any_spans();
-    check_plan(spans, RequestPlanner(chunk).plan_reads(spans));
+    check_plan(spans, RequestPlanner(chunk_bytes).plan_reads(spans));
 }
 
 RC_GTEST_PROP(RequestPlanner, WritesHoldEveryByteOnceOrOverlap, ()) {
@@ -91,7 +92,7 @@ RC_GTEST_PROP(RequestPlanner, WritesHoldEveryByteOnceOrOverlap, ()) {
         for (const FileSpan& b : spans)
             overlap |= a.item < b.item && !a.strided && !b.strided && !a.range.empty() &&
                        !b.range.empty() && a.range.overlaps(b.range);
-    const auto plan = RequestPlanner(chunk).plan_writes(spans);
+    const auto plan = RequestPlanner(chunk_bytes).plan_writes(spans);
     RC_ASSERT(plan.has_value() == !overlap);
     if (plan)
         check_plan(spans, *plan);
@@ -109,16 +110,17 @@ RC_GTEST_PROP(RequestPlanner, DisjointWritesArePlanned, ()) {
         at = spans.back().range.end;
     }
     std::shuffle(spans.begin(), spans.end(), std::mt19937(7));
-    const auto plan = RequestPlanner(chunk).plan_writes(spans);
+    const auto plan = RequestPlanner(chunk_bytes).plan_writes(spans);
     RC_ASSERT(plan.has_value());
     check_plan(spans, *plan);
 }
 
 TEST(RequestPlanner, NeighboursShareARequest) {
-    const auto plan = RequestPlanner(chunk).plan_writes({{{100, 200}, 1, false},
-                                                         {{200, 5000}, 0, false},
-                                                         {{5001, 5002}, 2, false},
-                                                         {{7, 7}, 3, false}});
+    const auto plan = RequestPlanner(chunk_bytes)
+                          .plan_writes({{{100, 200}, 1, false},
+                                        {{200, 5000}, 0, false},
+                                        {{5001, 5002}, 2, false},
+                                        {{7, 7}, 3, false}});
     ASSERT_TRUE(plan.has_value());
     ASSERT_EQ(plan->requests.size(), 2u);
     EXPECT_EQ(plan->requests[0].range, (ByteRange{100, 4096}));
@@ -126,12 +128,12 @@ TEST(RequestPlanner, NeighboursShareARequest) {
     EXPECT_EQ(plan->requests[1].range, (ByteRange{4096, 5002}));
     EXPECT_TRUE(plan->requests[1].gaps);
     EXPECT_EQ(plan->segments_of(plan->requests[1]).size(), 2u);
-    EXPECT_TRUE(RequestPlanner(chunk).plan_reads({}).requests.empty());
+    EXPECT_TRUE(RequestPlanner(chunk_bytes).plan_reads({}).requests.empty());
 }
 
 TEST(RequestPlanner, OverlapSaysWhere) {
     const auto plan =
-        RequestPlanner(chunk).plan_writes({{{0, 100}, 4, false}, {{90, 120}, 2, false}});
+        RequestPlanner(chunk_bytes).plan_writes({{{0, 100}, 4, false}, {{90, 120}, 2, false}});
     ASSERT_FALSE(plan.has_value());
     EXPECT_EQ(plan.error().code, Errc::plan_overlap);
     EXPECT_EQ(plan.error().offset, 90u);
