@@ -198,7 +198,13 @@ Result<void> revoke(Reactor& reactor, const std::string& directory) {
     const Request taking{.op = Opcode::rename,
                          .path = redo + "/",
                          .new_path = join(directory, std::string(revoked_name))};
-    const Completion taken = reactor.wait(taking);
+    Completion taken = reactor.wait(taking);
+    if (taken.error == std::errc::file_exists) {
+        // By a clean-up that came no further. It is said before what `redo` is: that may be a file since.
+        if (auto removed = remove_tree(reactor, taking.new_path); !removed)
+            return removed;
+        taken = reactor.wait(taking);
+    }
     if (taken.error && !is_absent(taken) && taken.error != std::errc::not_a_directory)
         return std::unexpected(to_error(taking, taken));
     return {};
@@ -298,20 +304,20 @@ RevokedAttempts remove_attempts(Reactor& reactor, const std::string& parent,
     return out;
 }
 
-std::vector<std::string> remove_older_attempts(Reactor& reactor, const TargetPath& target,
+std::vector<std::string> remove_attempts_up_to(Reactor& reactor, const TargetPath& target,
                                                const std::string& attempt) {
     const auto listed = perform(reactor, {.op = Opcode::list, .path = target.parent});
     if (!listed)
-        return {"older attempts were not looked for: " + listed.error().message()};
-    std::vector<std::string> older;
+        return {"attempts that are left were not looked for: " + listed.error().message()};
+    std::vector<std::string> done;
     for (const DirectoryEntry& entry : listed->entries) {
         const auto other = parse_attempt_directory_name(entry.name, target.name);
-        if (other && *other < attempt && entry.kind == FileKind::directory)
-            older.push_back(entry.name);
+        if (other && *other <= attempt && entry.kind == FileKind::directory)
+            done.push_back(entry.name);
     }
     std::vector<std::string> notes;
-    for (const Error& error : remove_attempts(reactor, target.parent, std::move(older)).failures)
-        notes.push_back("an older attempt was not removed: " + error.message());
+    for (const Error& error : remove_attempts(reactor, target.parent, std::move(done)).failures)
+        notes.push_back("an attempt that is left was not removed: " + error.message());
     return notes;
 }
 

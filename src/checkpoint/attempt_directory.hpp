@@ -56,8 +56,9 @@ struct RevokedAttempts {
 RevokedAttempts remove_attempts(Reactor& reactor, const std::string& parent,
                                 std::vector<std::string> names);
 
-/// Removes attempts for this target that are older than `attempt`; tells what could not be removed.
-std::vector<std::string> remove_older_attempts(Reactor& reactor, const TargetPath& target,
+/// For an attempt that has saved: removes those for this target that are older, and what there is of itself, as somebody
+/// else who finished its switch may have failed to. Tells what could not be removed.
+std::vector<std::string> remove_attempts_up_to(Reactor& reactor, const TargetPath& target,
                                                const std::string& attempt);
 
 } // namespace safering::checkpoint

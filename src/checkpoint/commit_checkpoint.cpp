@@ -83,7 +83,10 @@ Result<void> commit_into(Reactor& reactor, CommitInput& input, CommitOutcome& ou
     // Twice: a target that was absent may have been made meanwhile (by whoever writes config.json).
     for (input.target_present = *present;; input.target_present = true) {
         if (input.target_present) {
-            if (auto finished = finish_switch(reactor, input.target); !finished)
+            auto finished = finish_switch(reactor, input.target);
+            if (finished && *finished) // what that could not remove behind it is in this one's way
+                finished = finish_switch(reactor, input.target);
+            if (!finished)
                 return failed(std::move(finished.error()));
             auto stale = stale_files(reactor, input);
             if (!stale)
@@ -138,7 +141,7 @@ CommitOutcome commit_checkpoint(Reactor& reactor, CommitInput input) {
     }
     // The save has succeeded: what memory is lacking for now is left for the next one.
     (void)had_memory([&] {
-        std::ranges::move(remove_older_attempts(reactor, input.target, input.attempt),
+        std::ranges::move(remove_attempts_up_to(reactor, input.target, input.attempt),
                           std::back_inserter(outcome.notes));
     });
     return outcome;

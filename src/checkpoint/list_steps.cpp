@@ -215,7 +215,10 @@ class Survey {
     void add_step(const std::string& entry) {
         const auto step = parse_step_name(entry);
         if (!step) {
-            // Any directory may be what an attempt is switched into, whatever its name is.
+            // Any directory may be what an attempt is switched into, whatever its name is; but for an attempt, whose
+            // record has been committed nowhere.
+            if (parse_hidden_name(entry, attempt_suffix))
+                return;
             if (const auto redo = read_redo_record(reactor_, join(list_.directory, entry));
                 redo && *redo)
                 switching_.insert((*redo)->directory);

@@ -129,7 +129,7 @@ Result<SaveReport> try_save(const std::string& path, std::span<const NamedTensor
                       .reactor = reactor.info(),
                       .file_system = *file_system,
                       .notes = environment_notes(*file_system)};
-    std::ranges::move(remove_older_attempts(reactor, target, attempt),
+    std::ranges::move(remove_attempts_up_to(reactor, target, attempt),
                       std::back_inserter(report.notes));
     if (!removed)
         report.notes.push_back(removed.error().message());

@@ -180,7 +180,7 @@ Result<SaveReport> HuggingFaceStorageWriter::Impl::commit_alone(std::vector<Writ
         return std::unexpected(std::move(done.error()));
     if (auto removed = abort(); !removed)
         report.notes.push_back(removed.error().message());
-    std::ranges::move(remove_older_attempts(running, attempt_base(), report.attempt),
+    std::ranges::move(remove_attempts_up_to(running, attempt_base(), report.attempt),
                       std::back_inserter(report.notes));
     return report;
 }

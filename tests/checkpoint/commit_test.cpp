@@ -576,6 +576,27 @@ TEST_F(CommitDriver, FinishesASwitchWhicheverOperationFailsFirst) {
     }
 }
 
+// It has been finished then, and what stays of it is no other save's.
+TEST_F(CommitDriver, CommitsAfterASwitchWhoseDirectoryCouldNotBeRemoved) {
+    disk->write_text(join(path, file), "old");
+    disk->inject({.op = Opcode::rename, .path_contains = file, .error = EIO});
+    ASSERT_TRUE(commit_checkpoint(*reactor, prepare()).error);
+    const std::string next = "b" + attempt.substr(1);
+    disk->write_text(join(target.attempt_directory(next), file), "newer");
+    disk->inject({.op = Opcode::remove_directory, .error = EIO});
+    const CommitOutcome outcome = commit_checkpoint(
+        *reactor, {.target = target,
+                   .attempt = next,
+                   .data_files = {file},
+                   .manifest = to_text(Manifest{.attempt = next, .chunk_bytes = 4096}),
+                   .index = {},
+                   .stale = {}});
+    EXPECT_EQ(disk->hits().size(), 2u);
+    ASSERT_FALSE(outcome.error) << outcome.error->message();
+    EXPECT_EQ(disk->read_text(join(path, file)), "newer");
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step"});
+}
+
 // As the target has another name while somebody who was to remove it gives it back.
 TEST_F(CommitDriver, MovesAgainWhatAMoveDidNotFind) {
     for (const std::uint64_t times : {std::uint64_t{1}, Fault::for_ever}) {

@@ -446,6 +446,33 @@ TEST_F(MeetingCommits, ASaveWhoseSwitchOthersFinishedChangesNothingMore) {
     }
 }
 
+// Then the attempt is left to the one who saved: nobody else knows that it is done.
+TEST_F(MeetingCommits, OfASaveAndAHelperThatCannotClearAway) {
+    Somebody saving(disk);
+    std::uint64_t left = 0;
+    for (const Opcode op : {Opcode::list, Opcode::remove_directory}) {
+        bool stops = true;
+        for (std::uint64_t i = 0; stops && !HasFailure(); ++i) {
+            SCOPED_TRACE(fmt::format("stopped before operation {}", i));
+            begin(true);
+            stops = saving.run(savings_[0].commit(), i);
+            disk->inject({.op = op,
+                          .path_contains = savings_[0].input.attempt + ".tmp",
+                          .times = Fault::for_ever,
+                          .error = EIO});
+            (void)finish_switch(*reactor, make_target_path(target));
+            left += disk->hits().empty() ? 0 : 1;
+            disk->clear_faults();
+            saving.finish();
+            EXPECT_TRUE(savings_[0].said) << savings_[0].error;
+            EXPECT_EQ(disk->list(parent).size(),
+                      savings_.size()); // the others' attempts, and the target
+            check(&savings_[0]);
+        }
+    }
+    EXPECT_GT(left, 5u);
+}
+
 // Any of them, any number of stops. MEETINGS and MEETINGS_SEED ask for others.
 TEST_F(MeetingCommits, AtRandom) {
     const auto number = [](const char* name, std::uint64_t otherwise) {

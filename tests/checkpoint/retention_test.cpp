@@ -4,6 +4,7 @@
 #include <safering/retention.hpp>
 
 #include "checkpoint/attempt.hpp"
+#include "checkpoint/attempt_directory.hpp"
 #include "checkpoint/removal.hpp"
 #include "checkpoint/step_name.hpp"
 #include "disk_fixture.hpp"
@@ -436,6 +437,31 @@ TEST_F(Retention, AttemptsAreListedAndRecoveredOnlyWhereOvertaken) {
     report = recover_checkpoint(at("step-1"), *reactor);
     EXPECT_EQ(report->removed.size(), 1u);
     EXPECT_FALSE(disk->exists(at(old)));
+}
+
+// Its record says where it was to be moved to, and was committed nowhere. Each clean-up that fails leaves more to be
+// cleaned up by the next.
+TEST_F(Retention, AnAttemptThatWasCutOffBeforeItsCommitIsRemovedInTheEnd) {
+    save_steps({"step-1"});
+    crash_in_save("step-1", Opcode::fsync, "/.safering.redo/");
+    const auto leftovers = list_checkpoints("/ckpt", *reactor)->leftovers;
+    ASSERT_EQ(leftovers.size(), 1u);
+    EXPECT_EQ(leftovers[0].kind, Leftover::Kind::attempt);
+    ASSERT_TRUE(disk->exists(leftovers[0].path + "/.safering.redo"));
+    disk->inject({.op = Opcode::list,
+                  .path_contains = at("step-1/.safering.redo"),
+                  .times = Fault::for_ever,
+                  .error = EIO});
+    for (int i = 0; i < 4; ++i)
+        EXPECT_EQ(
+            checkpoint::remove_attempts(*reactor, "/ckpt", {leftovers[0].name}).failures.size(),
+            1u);
+    disk->clear_faults();
+    const auto report = recover_checkpoint(at("step-1"), *reactor, StaleAttempts::all);
+    ASSERT_TRUE(report);
+    EXPECT_EQ(report->removed.size(), 1u);
+    EXPECT_EQ(disk->list("/ckpt"), std::vector<std::string>{"step-1"});
+    EXPECT_EQ(differences(small_model(1), {1, 0}, at("step-1"), reactor), "");
 }
 
 TEST_F(Retention, ASwitchThatWasCutOffIsShownAndFinished) {

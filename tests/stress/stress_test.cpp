@@ -14,8 +14,9 @@
 
 #include "../checkpoint/model.hpp"
 #include "../crash/recovery.hpp"
+#include "../descriptors.hpp"
 #include "../environment.hpp"
-#include "faulty_backend.hpp"
+#include "../io/faulty_backend.hpp"
 #include "io/threads_backend.hpp"
 
 namespace safering::test {
@@ -65,23 +66,25 @@ class Worker {
         for (int i = 0; i < 10; ++i)
             round();
         const std::uint64_t memory = resident_bytes();
-        const std::size_t descriptors = entries("/proc/self/fd");
+        const std::int64_t descriptors = open_descriptors();
         faults_->fail_one_in(100);
         while (Clock::now() - begun < time)
             round();
         faults_->fail_one_in(0);
         round();
         // What was begun and is not waited for, as the end of a connection, may take a moment.
-        for (int i = 0; i < 1000 && entries("/proc/self/fd") != descriptors; ++i)
+        for (int i = 0; i < 1000 && open_descriptors() != descriptors; ++i)
             ::usleep(10'000);
-        expect(entries("/proc/self/fd") == descriptors, "descriptors",
-               fmt::format("{}, were {}", entries("/proc/self/fd"), descriptors));
+        expect(open_descriptors() == descriptors, "descriptors",
+               fmt::format("{}, were {}", open_descriptors(), descriptors));
         constexpr std::uint64_t slack = 16 << 20; // of malloc's arenas
         expect(resident_bytes() < memory + slack, "memory",
                fmt::format("{} bytes, were {}", resident_bytes(), memory));
         expect(whole_ > 0, "saves", "none succeeded");
         fmt::print("process {}: {} saves, {} of them failed, {} loads, {} operations failed\n",
                    number_, whole_ + failed_, failed_, loads_, faults_->failed());
+        for (const std::string& note : notes_)
+            fmt::print("process {}: the last save: {}\n", number_, note);
         std::fflush(stdout);
         return wrong_ == 0 ? 0 : 1;
     }
@@ -113,6 +116,7 @@ class Worker {
         possible_.push_back(next);
         if (saved)
             possible_ = {next};
+        notes_ = saved ? saved->notes : std::vector{saved.error().message()};
         check_own();
         read(target(random_() % processes), {});
     }
@@ -152,6 +156,7 @@ class Worker {
     FaultyBackend* faults_ = nullptr;
     std::shared_ptr<Reactor> reactor_;
     std::vector<std::uint64_t> possible_;
+    std::vector<std::string> notes_; // of the last save
     std::uint64_t whole_ = 0, failed_ = 0, loads_ = 0, wrong_ = 0;
 };
 
@@ -179,9 +184,9 @@ TEST(Stress, FourProcessesWithFaultsLoseNothingAndLeaveNothing) {
             << "status " << status << ", STRESS_SEED=" << seed;
     }
     std::vector<std::string> left;
-    for (const auto& entry : fs::directory_iterator(root))
-        if (!entry.path().filename().string().starts_with("of-"))
-            left.push_back(entry.path().filename());
+    for (const auto& entry : fs::recursive_directory_iterator(root))
+        if (const std::string name = fs::relative(entry.path(), root); !name.starts_with("of-"))
+            left.push_back(name);
     EXPECT_EQ(left, std::vector<std::string>());
     EXPECT_LE(fs::exists("/dev/shm") ? entries("/dev/shm") : 0, shared_memory);
     fs::remove_all(root);

@@ -5,7 +5,7 @@
 #include <cerrno>
 #include <random>
 
-#include "../io/answering_backend.hpp"
+#include "answering_backend.hpp"
 
 namespace safering::test {
 
