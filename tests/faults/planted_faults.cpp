@@ -145,7 +145,9 @@ std::vector<PlantedFault> planted_faults() {
     out.push_back(
         unheard("a failed sync of a directory is ignored", Opcode::sync_directory, "not durable"));
     out.push_back(unheard("a failed write is ignored", Opcode::write, "harmed"));
-    out.push_back(unheard("a failed rename is ignored", Opcode::rename, "left over"));
+    out.push_back(unheard("a failed rename is ignored", Opcode::rename, "not durable"));
+    out.push_back(
+        unheard("a failed removal is ignored", Opcode::remove_directory, "left over"));
     out.push_back(
         short_is_whole("a short write is taken for a whole", Opcode::write, "harmed", replacing()));
     out.push_back(
