@@ -22,7 +22,7 @@ void save(const std::string& path, const py::list& names, const TensorColumns& t
     save_file(path, named, metadata, std::move(reactor));
 }
 
-py::dict to_dict(const SaveReport& report) {
+py::dict outline(const SaveReport& report) {
     py::dict out;
     out["path"] = to_path(report.path);
     out["files"] = report.files;
@@ -40,7 +40,7 @@ py::dict convert(const std::string& source, const std::string& destination,
         report = value_or_throw(convert_checkpoint(
             source, destination, *reactor, {.files = files, .max_file_bytes = max_file_bytes}));
     }
-    return to_dict(report);
+    return outline(report);
 }
 
 // A conversion into the files of a mapping that several ranks share. Parts and results travel as bytes.
@@ -102,7 +102,7 @@ class Conversion {
             const py::gil_scoped_release release;
             report = value_or_throw(conversion_.finish(std::move(results)));
         }
-        return to_dict(report);
+        return outline(report);
     }
 
     void abort() {

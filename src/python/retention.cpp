@@ -7,7 +7,7 @@ namespace safering::python {
 
 namespace {
 
-py::dict to_dict(const StepCheckpoint& checkpoint) {
+py::dict checkpoint_dict(const StepCheckpoint& checkpoint) {
     py::list others;
     for (const std::string& other : checkpoint.others)
         others.append(to_path(other));
@@ -36,13 +36,13 @@ py::list list(const std::string& directory, Reactor& reactor) {
     const CheckpointList found = without_gil([&] { return list_checkpoints(directory, reactor); });
     py::list out;
     for (const StepCheckpoint& checkpoint : found.checkpoints)
-        out.append(to_dict(checkpoint));
+        out.append(checkpoint_dict(checkpoint));
     return out;
 }
 
 py::object find_latest(const std::string& directory, const std::string& prefix, Reactor& reactor) {
     const auto found = without_gil([&] { return latest(directory, reactor, prefix); });
-    return found ? py::object(to_dict(*found)) : py::none();
+    return found ? py::object(checkpoint_dict(*found)) : py::none();
 }
 
 py::tuple prune_directory(const std::string& directory, std::uint64_t keep_last,
@@ -55,7 +55,7 @@ py::tuple prune_directory(const std::string& directory, std::uint64_t keep_last,
         [&] { return prune(directory, reactor, policy, dry_run ? DryRun::yes : DryRun::no); });
     py::list removed;
     for (const StepCheckpoint& checkpoint : report.removed)
-        removed.append(to_dict(checkpoint));
+        removed.append(checkpoint_dict(checkpoint));
     py::list failures;
     for (const Error& failure : report.failures)
         failures.append(failure.message());

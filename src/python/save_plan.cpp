@@ -40,7 +40,7 @@ SavePlan keep(const SavePlan& plan, const std::vector<std::size_t>& positions) {
 }
 
 // (fqn, dtype, offsets, sizes, shape) of each item.
-py::list describe(const SavePlan& plan) {
+py::list describe_plan(const SavePlan& plan) {
     py::list out;
     for (const WriteItem& item : plan.items)
         out.append(py::make_tuple(item.fqn, static_cast<int>(item.dtype),
@@ -85,7 +85,7 @@ void bind_save_plan(py::module_& module) {
                             return value_or_throw(save_plan_from_bytes(to_span(bytes)));
                         }))
         .def("keep", &keep, py::arg("positions"))
-        .def("describe", &describe)
+        .def("describe", &describe_plan)
         .def_readwrite("rank", &SavePlan::rank)
         .def("__len__", [](const SavePlan& plan) { return plan.items.size(); })
         .def_readwrite("endpoint", &SavePlan::endpoint)

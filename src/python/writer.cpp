@@ -184,7 +184,7 @@ class Writer {
 };
 
 // (fqn, offset, size in bytes, file name) of each result.
-py::list describe(const py::bytes& packed) {
+py::list describe_results(const py::bytes& packed) {
     const WriteResults results = value_or_throw(write_results_from_bytes(to_span(packed)));
     std::vector<py::str> names;
     for (const std::string& file : results.files)
@@ -294,7 +294,7 @@ void bind_writer(py::module_& module) {
         .def("cancel", &Writer::cancel)
         .def("lift_limits", &Writer::lift_limits)
         .def("abort", &Writer::abort);
-    module.def("describe_results", &describe, py::arg("results"));
+    module.def("describe_results", &describe_results, py::arg("results"));
 }
 
 } // namespace safering::python

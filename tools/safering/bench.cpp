@@ -22,7 +22,7 @@ namespace safering::tools {
 
 namespace {
 
-struct Arguments {
+struct BenchArguments {
     std::string directory;
     unsigned ranks = 1;
     unsigned shard_dimension = 0;
@@ -115,7 +115,7 @@ void check_memory(std::uint64_t model_bytes) {
                                    format_bytes(model_bytes), format_bytes(available))});
 }
 
-std::vector<ModelTensor> make_model(const Arguments& arguments) {
+std::vector<ModelTensor> make_model(const BenchArguments& arguments) {
     constexpr std::uint64_t usual_tensor_bytes = std::uint64_t{64} << 20;
     constexpr std::uint64_t usual_row_bytes = 128;
     if (arguments.tensor_bytes == 0 && arguments.row_bytes == 0)
@@ -127,7 +127,7 @@ std::vector<ModelTensor> make_model(const Arguments& arguments) {
                          arguments.row_bytes == 0 ? usual_row_bytes : arguments.row_bytes);
 }
 
-BenchReport bench(const Arguments& arguments, BackendChoice backend) {
+BenchReport bench(const BenchArguments& arguments, BackendChoice backend) {
     check_memory(arguments.model_bytes);
     const ScratchDirectory scratch(arguments.directory);
     clean_up_on_signals();
@@ -209,7 +209,7 @@ void print_row(const char* what, const Cost& cost, std::uint64_t bytes) {
                cost.cpu_seconds, cost.extra_bytes ? format_bytes(*cost.extra_bytes) : "unknown");
 }
 
-void print_text(const Arguments& arguments, const BenchReport& report) {
+void print_text(const BenchArguments& arguments, const BenchReport& report) {
     const SaveReport& save = report.save;
     fmt::print("model    {} in {} bf16 tensors, {}, sharded along dimension {}\n",
                format_bytes(save.tensor_bytes), report.tensors, counted(arguments.ranks, "rank"),
@@ -230,7 +230,7 @@ void print_text(const Arguments& arguments, const BenchReport& report) {
     fmt::print("\nthe last load: {}", to_text(summarise(report.load.ranks)));
 }
 
-Json report_to_json(const Arguments& arguments, const BenchReport& report) {
+Json report_to_json(const BenchArguments& arguments, const BenchReport& report) {
     Json json{
         {"ranks", arguments.ranks},
         {"shard_dim", arguments.shard_dimension},
@@ -262,7 +262,7 @@ void add_bench(CLI::App& app, CommonOptions& common, Action& action) {
         app, common, "bench", "Measure durable saves and cold loads of a made-up model",
         "Needs twice the model's size in memory and once on the disk; removes what it wrote.\n"
         "Example: safering bench /checkpoints --ranks 4 --size 4GiB");
-    auto arguments = std::make_shared<Arguments>();
+    auto arguments = std::make_shared<BenchArguments>();
     add_path(*command, "DIR", arguments->directory, "An existing directory on the disk to measure");
     command->add_option("--ranks", arguments->ranks, "Threads that save and load together (1)")
         ->check(CLI::Range(1, 256))

@@ -13,7 +13,7 @@ namespace safering::tools {
 
 namespace {
 
-constexpr Dtype dtype = Dtype::bf16;
+constexpr Dtype made_dtype = Dtype::bf16;
 
 Memory allocate(std::size_t bytes) {
     constexpr std::size_t alignment = 64;
@@ -48,7 +48,7 @@ Ranks::Ranks(const std::vector<ModelTensor>& model, unsigned ranks, unsigned sha
             part.shard = shard_of(part.size, shard_dimension, rank, ranks);
             if (part.shard.empty())
                 continue;
-            part.bytes = value_or_throw(byte_size(dtype, part.shard.sizes));
+            part.bytes = value_or_throw(byte_size(made_dtype, part.shard.sizes));
             part.saved = allocate(part.bytes);
             part.loaded = allocate(part.bytes);
             // Replicas must agree, whichever rank's is saved.
@@ -79,7 +79,8 @@ std::vector<LocalTensor> Ranks::sources(unsigned rank) const {
     std::vector<LocalTensor> tensors;
     tensors.reserve(parts_[rank].size());
     for (const Part& part : parts_[rank]) {
-        const TensorView view{.data = part.saved.get(), .dtype = dtype, .shape = part.shard.sizes};
+        const TensorView view{
+            .data = part.saved.get(), .dtype = made_dtype, .shape = part.shard.sizes};
         tensors.push_back({part.fqn, view, part.size, part.shard.offsets});
     }
     return tensors;
@@ -90,7 +91,7 @@ std::vector<LocalDestination> Ranks::destinations(unsigned rank) const {
     tensors.reserve(parts_[rank].size());
     for (const Part& part : parts_[rank]) {
         const MutableTensorView view{
-            .data = part.loaded.get(), .dtype = dtype, .shape = part.shard.sizes};
+            .data = part.loaded.get(), .dtype = made_dtype, .shape = part.shard.sizes};
         tensors.push_back({part.fqn, view, part.size, part.shard.offsets});
     }
     return tensors;

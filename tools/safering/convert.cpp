@@ -18,7 +18,7 @@ namespace safering::tools {
 
 namespace {
 
-struct Arguments {
+struct ConvertArguments {
     std::string source;
     std::string destination;
     std::uint32_t files = 0;
@@ -81,7 +81,7 @@ void check_regex(const std::string& text) {
     }
 }
 
-void add_change_options(CLI::App& command, Arguments& arguments) {
+void add_change_options(CLI::App& command, ConvertArguments& arguments) {
     command
         .add_option(
             "--dtype",
@@ -153,7 +153,7 @@ void print_text(const SaveReport& report, std::chrono::duration<double> time) {
         fmt::print("note: {}\n", note);
 }
 
-ExitCode convert(const Arguments& arguments, const CommonOptions& common) {
+ExitCode convert(const ConvertArguments& arguments, const CommonOptions& common) {
     const auto reactor = make_reactor(common.backend, arguments.destination);
     const auto begin = std::chrono::steady_clock::now();
     const SaveReport report = [&] {
@@ -193,7 +193,7 @@ void add_convert(CLI::App& app, CommonOptions& common, Action& action) {
         "Example: safering convert f32/ bf16/ --dtype BF16 --keep-dtype '*norm*'\n"
         "Example: safering convert a/ b/ --rename _orig_mod.= --rename "
         "'s/layers\\.([0-9]+)/blocks.$1/'");
-    auto arguments = std::make_shared<Arguments>();
+    auto arguments = std::make_shared<ConvertArguments>();
     add_path(*command, "SRC", arguments->source, "A directory or one .safetensors file");
     add_path(*command, "DST", arguments->destination, "Directory to write; its parent must exist");
     auto* files =

@@ -12,14 +12,14 @@ namespace safering::tools {
 
 namespace {
 
-struct Arguments {
+struct DiffArguments {
     std::string first;
     std::string second;
     bool no_values = false;
     bool read_all = false;
 };
 
-std::string_view words(TensorDifference::Kind kind) {
+std::string_view kind_words(TensorDifference::Kind kind) {
     switch (kind) {
     case TensorDifference::Kind::only_in_first: return "only in A";
     case TensorDifference::Kind::only_in_second: return "only in B";
@@ -30,11 +30,11 @@ std::string_view words(TensorDifference::Kind kind) {
     return "unknown";
 }
 
-Json report_to_json(const Arguments& arguments, const CompareReport& report) {
+Json report_to_json(const DiffArguments& arguments, const CompareReport& report) {
     Json differences = Json::array();
     for (const TensorDifference& difference : report.differences)
         differences.push_back({{"tensor", difference.fqn},
-                               {"kind", words(difference.kind)},
+                               {"kind", kind_words(difference.kind)},
                                {"detail", difference.detail}});
     return {
         {"a", arguments.first},
@@ -47,9 +47,9 @@ Json report_to_json(const Arguments& arguments, const CompareReport& report) {
     };
 }
 
-void print_text(const Arguments& arguments, const CompareReport& report) {
+void print_text(const DiffArguments& arguments, const CompareReport& report) {
     for (const TensorDifference& difference : report.differences)
-        fmt::print("{:<10} {}{}{}\n", words(difference.kind), escaped(difference.fqn),
+        fmt::print("{:<10} {}{}{}\n", kind_words(difference.kind), escaped(difference.fqn),
                    difference.detail.empty() ? "" : ": ", difference.detail);
     if (report.differences.empty())
         fmt::print("the same {}{}: {} by digest, {} read\n", counted(report.tensors, "tensor"),
@@ -60,7 +60,7 @@ void print_text(const Arguments& arguments, const CompareReport& report) {
                    "--read-all\n");
 }
 
-ExitCode diff(const Arguments& arguments, const CommonOptions& common) {
+ExitCode diff(const DiffArguments& arguments, const CommonOptions& common) {
     const auto reactor = make_reactor(common.backend, arguments.first);
     const CompareReport report = [&] {
         Progress progress("diff");
@@ -87,7 +87,7 @@ void add_diff(CLI::App& app, CommonOptions& common, Action& action) {
         "diff(1).\n"
         "Example: safering diff /checkpoints/step-1000 converted/\n"
         "Example: safering diff --no-values old.safetensors new.safetensors");
-    auto arguments = std::make_shared<Arguments>();
+    auto arguments = std::make_shared<DiffArguments>();
     add_path(*command, "A", arguments->first, "A directory or one .safetensors file");
     add_path(*command, "B", arguments->second, "The other one");
     auto* names = command->add_flag("--no-values", arguments->no_values,

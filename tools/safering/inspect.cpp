@@ -21,7 +21,7 @@ namespace safering::tools {
 
 namespace {
 
-struct Arguments {
+struct InspectArguments {
     std::string path;
     TensorFilter filter;
     bool tree = false;
@@ -65,7 +65,8 @@ std::string alignment_text(const Tensors& tensors) {
                                           format_bytes(least), escaped(worst->first));
 }
 
-void print_summary(const CheckpointInfo& info, const Arguments& arguments, const Tensors& tensors) {
+void print_summary(const CheckpointInfo& info, const InspectArguments& arguments,
+                   const Tensors& tensors) {
     fmt::print("path      {}\n", escaped(info.path));
     fmt::print("found by  {}{}\n", name(info.source),
                info.source != CheckpointSource::manifest ? ""
@@ -165,7 +166,7 @@ void print_tree(const TensorTree& root, std::uint32_t depth, const Terminal& ter
     fmt::print("\n{}", table.text(terminal));
 }
 
-ExitCode inspect(const Arguments& arguments, const CommonOptions& common) {
+ExitCode inspect(const InspectArguments& arguments, const CommonOptions& common) {
     const auto reactor = make_reactor(common.backend);
     const CheckpointInfo info = value_or_throw(inspect_checkpoint(arguments.path, *reactor));
     Tensors tensors;
@@ -202,7 +203,7 @@ void add_inspect(CLI::App& app, CommonOptions& common, Action& action) {
         "Example: safering inspect /checkpoints/step-1000 --tree\n"
         "Example: safering inspect model.safetensors --filter '*norm*' --dtype F32,BF16\n"
         "Example: safering inspect --json /checkpoints/step-1000 | jq '.tensors[].name'");
-    auto arguments = std::make_shared<Arguments>();
+    auto arguments = std::make_shared<InspectArguments>();
     add_path(*command, "PATH", arguments->path, "A directory or one .safetensors file");
     auto* tree = command->add_flag("--tree", arguments->tree,
                                    "By the parts of the names, with tensors and bytes below each");

@@ -13,7 +13,7 @@ namespace safering::tools {
 
 namespace {
 
-struct Arguments {
+struct ProbeArguments {
     std::string directory = ".";
     bool measure = false;
     MeasureOptions options{};
@@ -111,7 +111,7 @@ void print_text(const std::string& directory, const Machine& report, const Found
         fmt::print("advice       none: nothing here slows saves and loads down\n");
 }
 
-ExitCode run(const Arguments& arguments, const CommonOptions& common) {
+ExitCode run(const ProbeArguments& arguments, const CommonOptions& common) {
     std::optional<Tuning> measured;
     std::optional<Error> not_kept;
     if (arguments.measure) {
@@ -152,7 +152,7 @@ void add_probe(CLI::App& app, CommonOptions& common, Action& action) {
                                 "it where they are given nothing else; SAFERING_TUNING=off in the "
                                 "environment makes them not.\n"
                                 "Example: safering probe /checkpoints");
-    auto arguments = std::make_shared<Arguments>();
+    auto arguments = std::make_shared<ProbeArguments>();
     add_path(*command, "DIR", arguments->directory,
              "Directory that checkpoints would be saved in (.)")
         ->required(false);

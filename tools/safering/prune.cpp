@@ -10,14 +10,14 @@ namespace safering::tools {
 
 namespace {
 
-struct Arguments {
+struct PruneArguments {
     std::string directory;
     RetentionPolicy policy;
     bool others = false;
     bool dry_run = false;
 };
 
-Json report_to_json(const Arguments& arguments, const PruneReport& report) {
+Json report_to_json(const PruneArguments& arguments, const PruneReport& report) {
     Json out{{"directory", arguments.directory}, {"dry_run", arguments.dry_run}};
     out["removed"] = Json::array();
     for (const StepCheckpoint& checkpoint : report.removed)
@@ -37,7 +37,7 @@ Json report_to_json(const Arguments& arguments, const PruneReport& report) {
     return out;
 }
 
-void print_text(const Arguments& arguments, const PruneReport& report) {
+void print_text(const PruneArguments& arguments, const PruneReport& report) {
     std::uint64_t bytes = 0;
     for (const PruneReport::Kept& kept : report.kept)
         fmt::print("keeps    {}: {}\n", escaped(kept.checkpoint.name), kept.reason);
@@ -55,7 +55,7 @@ void print_text(const Arguments& arguments, const PruneReport& report) {
                counted(report.removed.size(), "checkpoint"));
 }
 
-ExitCode prune_directory(const Arguments& arguments, const CommonOptions& common) {
+ExitCode prune_directory(const PruneArguments& arguments, const CommonOptions& common) {
     const auto reactor = make_reactor(common.backend);
     RetentionPolicy policy = arguments.policy;
     if (arguments.others)
@@ -78,7 +78,7 @@ void add_prune(CLI::App& app, CommonOptions& common, Action& action) {
         "`latest` names, what\nis not known to be ours, and what may be being saved. A checkpoint "
         "goes at once, by a durable\nrename, or not at all.\n"
         "Example: safering prune /checkpoints --keep-last 3 --keep-every 10000 --dry-run");
-    auto arguments = std::make_shared<Arguments>();
+    auto arguments = std::make_shared<PruneArguments>();
     add_path(*command, "DIR", arguments->directory, "The directory that holds the checkpoints");
     command
         ->add_option("--keep-last", arguments->policy.keep_last,
