@@ -187,10 +187,17 @@ Result<void> remove_checkpoint(Reactor& reactor, const std::string& directory,
     if (!renamed)
         return std::unexpected(renamed.error());
     auto other = holds_another(reactor, path, checkpoint);
-    if (!other || *other)
+    if (!other) {
+        // Not back: somebody else may have looked, and be removing its files.
+        other.error().detail += fmt::format("; the checkpoint is {} until it can be looked into: "
+                                            "the next prune, or recover, removes it, or gives it "
+                                            "back where it was saved to meanwhile",
+                                            escaped(name));
+        return std::unexpected(std::move(other.error()));
+    }
+    if (*other)
         return std::unexpected(
-            put_back(reactor, path, checkpoint.path,
-                     other ? saved_meanwhile(checkpoint.path) : std::move(other.error())));
+            put_back(reactor, path, checkpoint.path, saved_meanwhile(checkpoint.path)));
     const auto synced = perform(reactor, {.op = Opcode::sync_directory, .path = directory});
     if (!synced)
         return std::unexpected(synced.error());

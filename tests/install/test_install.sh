@@ -61,6 +61,6 @@ cp "$source_root/tests/install/subproject/meson.build" "$consumer" "$work/projec
 ln -s "$source_root" "$work/project/subprojects/safering"
 # Unoptimised, and several sources at a time: whether it builds and links is what is asked.
 CXX="${compiler[*]}" "$meson" setup "$work/project/build" "$work/project" --wrap-mode=nodownload \
-    --force-fallback-for=safering --buildtype=plain --unity=subprojects --unity-size=30 -Dsafering:werror=true >&2
+    --force-fallback-for=safering --buildtype=plain --unity=subprojects --unity-size=8 -Dsafering:werror=true >&2
 "$meson" compile -C "$work/project/build" >&2
 run "$work/project/build/consumer"

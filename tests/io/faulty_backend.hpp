@@ -16,6 +16,11 @@ class FaultyBackend final : public AnsweringBackend {
 
     /// One operation in so many; 0: none. Any thread.
     void fail_one_in(unsigned operations) { one_in_ = operations; }
+    /// The same, which ones being a matter of this seed. While no operation is under way.
+    void fail_one_in(unsigned operations, std::uint64_t seed) {
+        random_.seed(seed);
+        one_in_ = operations;
+    }
     std::uint64_t failed() const { return failed_; }
 
     void start(Operation& operation) override {
