@@ -109,7 +109,7 @@ class Scripts(unittest.TestCase):
     def test_wrong_use_is_2(self):
         for name, *arguments in [
             ["sweep"], ["sweep", "disk", "--size", "big"], ["sweep", "disk", "--rounds", "0"], ["sweep", "absent"],
-            ["sweep", "disk", "--size", "4KiB"], ["race"], ["race", "disk", "--rounds", "0"], ["race", "absent"],
+            ["sweep", "disk", "--size", "4KiB"], ["race"], ["race", "disk", "--rounds", "-1"], ["race", "absent"],
             ["race", "disk", "--peer", "frobnicate"], ["picture.py"], ["picture.py", "a"],
         ]:
             with self.subTest(name=name, arguments=arguments):
