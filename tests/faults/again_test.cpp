@@ -64,9 +64,7 @@ class History {
             wrong_ = std::move(text);
     }
     void expect_injected(const Error& error) {
-        expect(error.code == std::error_code(EIO, std::system_category()) ||
-                   error.code == std::error_code(ENOSPC, std::system_category()),
-               error.message());
+        expect(FaultyBackend::is_injected(error), error.message());
     }
 
     void act() {

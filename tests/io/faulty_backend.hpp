@@ -22,6 +22,11 @@ class FaultyBackend final : public AnsweringBackend {
         one_in_ = operations;
     }
     std::uint64_t failed() const { return failed_; }
+    /// Whether it says what failed operations say here.
+    static bool is_injected(const Error& error) {
+        return error.code == std::error_code(EIO, std::system_category()) ||
+               error.code == std::error_code(ENOSPC, std::system_category());
+    }
 
     void start(Operation& operation) override {
         const unsigned one_in = one_in_;

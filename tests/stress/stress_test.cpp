@@ -98,10 +98,6 @@ class Worker {
         ++wrong_;
         fmt::print(stderr, "process {}: {}: {}\n", number_, what, text);
     }
-    bool injected(const Error& error) const {
-        return error.code == std::error_code(EIO, std::system_category()) ||
-               error.code == std::error_code(ENOSPC, std::system_category());
-    }
 
     void round() {
         const std::uint64_t next = random_() % 1000;
@@ -112,7 +108,7 @@ class Worker {
         const auto saved = save(model_of(next), sharding, target(number_), options, {reactor_});
         ++(saved ? whole_ : failed_);
         if (!saved)
-            expect(injected(saved.error()), "save", saved.error().message());
+            expect(FaultyBackend::is_injected(saved.error()), "save", saved.error().message());
         possible_.push_back(next);
         if (saved)
             possible_ = {next};
@@ -124,9 +120,10 @@ class Worker {
     void check_own() {
         const auto verified = verify_checkpoint(target(number_), *reactor_);
         if (!verified)
-            expect(injected(verified.error()) || whole_ == 0, "verify", verified.error().message());
+            expect(FaultyBackend::is_injected(verified.error()) || whole_ == 0, "verify",
+                   verified.error().message());
         else if (std::ranges::none_of(verified->findings, // others follow from it
-                                      [&](const Error& error) { return injected(error); }))
+                                      FaultyBackend::is_injected))
             for (const Error& finding : verified->findings)
                 expect(false, "verify", finding.message());
         if (whole_ != 0)
@@ -139,8 +136,8 @@ class Worker {
         if (!loaded) {
             // Others' may not have been saved yet.
             const bool absent = loaded.error().code == Errc::checkpoint_not_found;
-            expect(injected(loaded.error()) || (absent && possible.empty()), "load",
-                   loaded.error().message());
+            expect(FaultyBackend::is_injected(loaded.error()) || (absent && possible.empty()),
+                   "load", loaded.error().message());
             return;
         }
         const auto seed = seed_of(*loaded);

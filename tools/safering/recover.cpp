@@ -63,11 +63,11 @@ void add_recover(CLI::App& app, CommonOptions& common, Action& action) {
         "overtaken. An\nattempt that may still be written to stays, unless --all-attempts says "
         "that no save is running.\n"
         "Example: safering recover /checkpoints/step-1000");
-    struct RecoverArguments {
+    struct Arguments {
         std::string target;
         bool all_attempts = false;
     };
-    auto arguments = std::make_shared<RecoverArguments>();
+    auto arguments = std::make_shared<Arguments>();
     add_path(*command, "TARGET", arguments->target, "The checkpoint, there or not");
     command->add_flag("--all-attempts", arguments->all_attempts,
                       "Also attempts that may be in progress: only where no save to TARGET runs");

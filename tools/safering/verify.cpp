@@ -74,11 +74,11 @@ void add_verify(CLI::App& app, CommonOptions& common, Action& action) {
         add_command(app, common, "verify", "Check sizes, coverage and every digest of a checkpoint",
                     "What has no digest is listed as unchecked and is no finding.\n"
                     "Example: safering verify /checkpoints/step-1000");
-    struct VerifyArguments {
+    struct Arguments {
         std::string path;
         bool strict = false;
     };
-    auto arguments = std::make_shared<VerifyArguments>();
+    auto arguments = std::make_shared<Arguments>();
     add_path(*command, "PATH", arguments->path, "A directory or one .safetensors file");
     command->add_flag("--strict", arguments->strict, "Refuse symbolic links under the file names");
     add_backend_option(*command, common);
